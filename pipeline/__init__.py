@@ -1,0 +1,8 @@
+"""LESS: a bounded key-value cache with a learned low-rank memory of what was evicted.
+
+The library under the workflow. See ``docs/how_it_works.md`` for the tour; the public surface is
+``get_policy``, ``evicted_at``, ``get_kernel``, ``synthesize``, ``load_model`` and ``attach``,
+imported from their modules so that importing :mod:`pipeline` costs nothing.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,82 @@
+"""Eviction times: the whole effect of a policy on a sequence, one integer a key.
+
+Evicted keys never return, so a policy is described by ``evicted_at[j]``, the first query position
+that no longer sees key j (:data:`~pipeline.ops.NEVER` where it is kept): key j is visible to query
+i iff j <= i < evicted_at[j]. Times depend on q and k only, never on trained weights.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from pipeline.errors import unknown
+from pipeline.ops import NEVER, backend, by_index_set
+from pipeline.policies import Policy
+
+__all__ = ["NEVER", "Scores", "bounded_attention", "evicted_at", "evictions_seen"]
+
+Scores = Literal["cached", "full"]
+
+
+def _per_head(times: torch.Tensor, batch: int, groups: int) -> torch.Tensor:
+    """(U, S) to (B, G, S); heads that share an index set share its times."""
+    return times.view(batch, -1, times.shape[-1]).expand(batch, groups, -1)
+
+
+def evicted_at(
+    q: torch.Tensor, k: torch.Tensor, policy: Policy, scores: Scores = "cached", prompt: int = 0
+) -> torch.Tensor:
+    """Eviction times of every key under ``policy``.
+
+    Args:
+        q: queries after rotary embedding, (B, H, S, D), any float dtype.
+        k: keys after rotary embedding, (B, G, S, D), G dividing H.
+        scores: ``cached``, probabilities over the keys still cached, as a bounded cache computes
+            them; ``full``, over the whole causal row, as the paper's tables use.
+        prompt: the first ``prompt`` queries see everything and one cut follows the last of them.
+
+    Returns:
+        int32 (B, G, S), :data:`NEVER` where kept.
+
+    Raises:
+        ConfigError: unknown ``scores``.
+    """
+    if scores not in get_args(Scores):
+        raise unknown("scores", scores, get_args(Scores))
+    times = backend(q.device).evict(*by_index_set(q, k, policy), policy, scores, prompt)
+    return _per_head(times, k.shape[0], k.shape[1])
+
+
+def bounded_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, policy: Policy, prompt: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Eviction by cached scores and the attention over what is cached, in one pass.
+
+    Args:
+        q: (B, H, S, D). k, v: (B, G, S, D).
+
+    Returns:
+        evicted_at int32 (B, G, S); output float32 (B, H, S, D); log-sum-exp of the visible logits
+        float32 (B, H, S).
+    """
+    units, keys = by_index_set(q, k, policy)
+    times, out, lse = backend(q.device).bounded_attention(
+        units, keys, v.reshape(keys.shape), policy, prompt
+    )
+    return _per_head(times, k.shape[0], k.shape[1]), out.view(q.shape), lse.view(q.shape[:-1])
+
+
+def evictions_seen(evicted_at: torch.Tensor) -> tuple[int, int]:
+    """When evictions start and how many come at once: (first, count).
+
+    Query ``first`` is the first that misses ``count`` keys; each later query misses one more. The
+    numbers are the same for every index set, because a policy always fills its budget.
+    ``first`` is S when nothing is evicted.
+    """
+    times = evicted_at.reshape(-1, evicted_at.shape[-1])[0]
+    first = int(times.min())
+    if first >= times.numel():
+        return times.numel(), 0
+    return first, int((times == first).sum())

@@ -1,0 +1,200 @@
+"""Feature maps: phi for queries, psi for keys, so that phi(q) psi(k)^T stands in for exp(q k^T/sqrt(d)).
+
+A kernel is a module of one attention layer with ``phi(q)`` (B, H, S, D) -> (B, H, S, R) and
+``psi(k)`` (B, G, S, D) -> (B, G, S, R), both non-negative and float32. New ones register
+themselves in :data:`KERNELS`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline.errors import unknown
+
+SCALAR_INIT = 1e-4  # training starts from the sparse policy (paper, section 3.2)
+
+
+class Kernel(Protocol):
+    """What synthesis, cache and training need of a feature map."""
+
+    kernel_size: int
+
+    def phi(self, q: torch.Tensor) -> torch.Tensor: ...
+
+    def psi(self, k: torch.Tensor) -> torch.Tensor: ...
+
+
+class Dropout(nn.Module):
+    """Inverted dropout with a generator of its own, cheap on CPU.
+
+    On CPU the mask comes from random bytes (p is rounded to 1/256): drawing floats there costs
+    four times the matrix products around it.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+        self.seed = 0
+
+    def reseed(self, seed: int) -> None:
+        """Fix the next masks, so that a resumed training draws what an unbroken one would."""
+        self.seed = seed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0:
+            return x
+        self.seed += 1
+        if x.device.type != "cpu":
+            generator = torch.Generator(x.device).manual_seed(self.seed)
+            keep = torch.rand(x.shape, device=x.device, generator=generator) >= self.p
+            return x * keep * (1 / (1 - self.p))
+        threshold = round(self.p * 256)
+        drawn = np.random.Generator(np.random.SFC64(self.seed)).bytes(x.numel())
+        keep = torch.frombuffer(bytearray(drawn), dtype=torch.uint8).view(x.shape) >= threshold
+        return x * keep * (256 / (256 - threshold))
+
+
+class LessKernel(nn.Module):
+    """The paper's learned kernel in its released form (Dong et al. 2024, equations 1 and 2).
+
+        phi(q) = | gelu( gelu(q W1) W2 ) |
+        psi(k) = | u + (u W3) * s2 |,   u = |s1| * gelu( gelu(k W1) W2 )
+
+    No biases; weights per head (phi by query head, psi by key/value head), Xavier-uniform; dropout
+    after the first linear map, before its GELU. Inputs are post-rotary and not scaled. The scalars
+    start at 1e-4, so an untrained kernel leaves the sparse policy almost as it is.
+
+    Parameters are float32; matrix products run in ``compute_dtype`` and features are float32.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kernel_size: int = 8,
+        hidden_size: int = 512,
+        dropout: float = 0.3,
+        seed: int = 0,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.compute_dtype = compute_dtype
+        generator = torch.Generator().manual_seed(seed)
+
+        def xavier(heads: int, fan_in: int, fan_out: int) -> nn.Parameter:
+            bound = math.sqrt(6 / (fan_in + fan_out))
+            drawn = torch.rand(heads, fan_in, fan_out, generator=generator)
+            return nn.Parameter((2 * drawn - 1) * bound)
+
+        self.phi_w1 = xavier(num_heads, head_dim, hidden_size)
+        self.phi_w2 = xavier(num_heads, hidden_size, kernel_size)
+        self.psi_w1 = xavier(num_kv_heads, head_dim, hidden_size)
+        self.psi_w2 = xavier(num_kv_heads, hidden_size, kernel_size)
+        self.psi_w3 = xavier(num_kv_heads, kernel_size, kernel_size)
+        self.s1 = nn.Parameter(torch.full((num_kv_heads, kernel_size), SCALAR_INIT))
+        self.s2 = nn.Parameter(torch.full((num_kv_heads, kernel_size), SCALAR_INIT))
+        self.dropout = Dropout(dropout)
+
+    def _mlp(self, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+        """gelu(gelu(x W1) W2) by head: (B, H, S, D) to (B, H, S, R), float32."""
+        batch, heads, length, size = x.shape
+        flat = x.transpose(0, 1).reshape(heads, batch * length, size).to(self.compute_dtype)
+        hidden = self.dropout(torch.bmm(flat, w1.to(self.compute_dtype)))
+        out = F.gelu(torch.bmm(F.gelu(hidden), w2.to(self.compute_dtype)).float())
+        return out.view(heads, batch, length, -1).transpose(0, 1)
+
+    def phi(self, q: torch.Tensor) -> torch.Tensor:
+        """Query features: (B, H, S, D) to (B, H, S, R), float32, non-negative."""
+        return self._mlp(q, self.phi_w1, self.phi_w2).abs()
+
+    def psi(self, k: torch.Tensor) -> torch.Tensor:
+        """Key features: (B, G, S, D) to (B, G, S, R), float32, non-negative."""
+        u = self.s1.abs()[:, None] * self._mlp(k, self.psi_w1, self.psi_w2)
+        return (u + (u @ self.psi_w3) * self.s2[:, None]).abs()
+
+
+class PerformerKernel(nn.Module):
+    """Positive random features (Choromanski et al. 2021, arXiv:2009.14794), nothing trained.
+
+        phi(x) = psi(x) = exp( w x' - |x'|^2 / 2 ) / sqrt(R),   x' = x / d^(1/4),  w ~ N(0, I)
+
+    an unbiased estimate of exp(q k^T / sqrt(d)). The same w serves all heads of the layer.
+    ``hidden_size`` and ``dropout`` are accepted and unused, so that all kernels build alike.
+    """
+
+    LARGEST_EXPONENT = 40.0  # exp(40)^2 still leaves room in float32 for sums over long sequences
+
+    def __init__(
+        self,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        kernel_size: int = 8,
+        hidden_size: int = 0,
+        dropout: float = 0.0,
+        seed: int = 0,
+        compute_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("w", torch.randn(head_dim, kernel_size, generator=generator))
+        self.w: torch.Tensor
+
+    def _features(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.float() * x.shape[-1] ** -0.25
+        exponent = x @ self.w - x.square().sum(-1, keepdim=True) / 2
+        return exponent.clamp(max=self.LARGEST_EXPONENT).exp() * self.kernel_size**-0.5
+
+    def phi(self, q: torch.Tensor) -> torch.Tensor:
+        """Query features: (B, H, S, D) to (B, H, S, R), float32, positive."""
+        return self._features(q)
+
+    def psi(self, k: torch.Tensor) -> torch.Tensor:
+        """Key features: (B, G, S, D) to (B, G, S, R), float32, positive."""
+        return self._features(k)
+
+
+KERNELS: dict[str, type[LessKernel] | type[PerformerKernel]] = {
+    "less": LessKernel,
+    "performer": PerformerKernel,
+}
+
+
+def get_kernel(
+    name: str,
+    *,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    kernel_size: int = 8,
+    hidden_size: int = 512,
+    dropout: float = 0.3,
+    seed: int = 0,
+    compute_dtype: torch.dtype = torch.float32,
+) -> LessKernel | PerformerKernel:
+    """Build the kernel ``name`` for one attention layer.
+
+    Args:
+        num_heads, num_kv_heads, head_dim: H, G and D of the layer.
+        kernel_size: R, features a token; the state costs R/2 tokens of cache.
+        hidden_size: R', the MLP's width (``less``).
+        seed: initial weights are a function of it alone.
+        compute_dtype: of the matrix products; parameters and features stay float32.
+
+    Raises:
+        ConfigError: unknown name (the nearest is suggested).
+    """
+    if name not in KERNELS:
+        raise unknown("kernel", name, KERNELS)
+    return KERNELS[name](
+        num_heads, num_kv_heads, head_dim, kernel_size, hidden_size, dropout, seed, compute_dtype
+    )

@@ -1,0 +1,281 @@
+"""The operators compiled with numba: a bounded set of slots scanned once, O(budget) state.
+
+The scan does what a real cache does. ``budget + 1`` slots hold keys, values, positions and scores;
+the new pair takes the slot of the one evicted last, so nothing is shifted and nothing of size
+S x S exists. One thread an index set.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from pipeline.ops import NEVER
+from pipeline.policies import Policy
+
+# Reordering sums lets the loops vectorise; nnan and ninf stay off because -inf is a real value here.
+FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
+QUERY_BLOCK = 256  # rows of probabilities held at once where whole rows are needed
+
+
+def _jit(function: Any) -> Any:
+    return numba.njit(function, fastmath=FASTMATH, nogil=True, cache=True)
+
+
+def _parallel(function: Any) -> Any:
+    return numba.njit(function, fastmath=FASTMATH, nogil=True, cache=True, parallel=True)
+
+
+@_jit
+def _attend(query, keys, values, count, scale, weight, mass, out):  # type: ignore[no-untyped-def]
+    """One query over ``count`` slots: fills ``out`` (D,), adds its probabilities to ``mass``.
+
+    Returns the log-sum-exp of the logits.
+    """
+    size = query.shape[0]
+    top = np.float32(-np.inf)
+    for c in range(count):
+        logit = np.float32(0)
+        for i in range(size):
+            logit += query[i] * keys[c, i]
+        logit *= scale
+        weight[c] = logit
+        top = max(top, logit)
+    total = np.float32(0)
+    for c in range(count):
+        weight[c] = np.float32(math.exp(weight[c] - top))
+        total += weight[c]
+    out[:] = np.float32(0)
+    share = np.float32(1) / total
+    for c in range(count):
+        p = weight[c] * share
+        mass[c] += p
+        for i in range(size):
+            out[i] += p * values[c, i]
+    return top + np.float32(math.log(total))
+
+
+@_jit
+def _victim(position, score, count, query, sink, recent):  # type: ignore[no-untyped-def]
+    """The slot to evict: lowest score among neither sink nor recent, lowest position among ties."""
+    best = -1
+    for c in range(count):
+        if position[c] < sink or position[c] > query - recent:
+            continue
+        if (
+            best < 0
+            or score[c] < score[best]
+            or (score[c] == score[best] and position[c] < position[best])
+        ):
+            best = c
+    return best
+
+
+@_parallel
+def _bounded_scan(  # type: ignore[no-untyped-def]
+    q, k, v, kept, kept_score, prompt, sink, recent, budget, decay, scale, evicted_at, out, lse
+):
+    """Queries ``prompt``.. over slots that start with ``kept`` (U, <= budget) positions."""
+    sets, shared, rep, length, size = q.shape
+    start = kept.shape[1]
+    for u in numba.prange(sets):
+        keys = np.empty((shared, budget + 1, size), np.float32)
+        values = np.empty((shared, budget + 1, size), np.float32)
+        position = np.empty(budget + 1, np.int32)
+        score = np.empty(budget + 1, np.float32)
+        mass = np.empty(budget + 1, np.float32)
+        weight = np.empty(budget + 1, np.float32)
+        for c in range(start):
+            position[c] = kept[u, c]
+            score[c] = kept_score[u, c]
+            for m in range(shared):
+                keys[m, c] = k[u, m, position[c]]
+                values[m, c] = v[u, m, position[c]]
+        count = start
+        slot = start
+        for t in range(prompt, length):
+            if count <= budget:
+                slot = count
+                count += 1
+            position[slot] = t
+            score[slot] = np.float32(0)
+            mass[:count] = np.float32(0)
+            for m in range(shared):
+                keys[m, slot] = k[u, m, t]
+                values[m, slot] = v[u, m, t]
+                for n in range(rep):
+                    lse[u, m, n, t] = _attend(
+                        q[u, m, n, t], keys[m], values[m], count, scale, weight, mass,
+                        out[u, m, n, t],
+                    )  # fmt: skip
+            for c in range(count):
+                score[c] = decay * score[c] + mass[c]
+            if count > budget:
+                slot = _victim(position, score, count, t, sink, recent)
+                evicted_at[u, position[slot]] = t + 1
+
+
+@_parallel
+def _row_scan(rows, first, slots, scores, counts, sink, recent, budget, decay, evicted_at):  # type: ignore[no-untyped-def]
+    """Continue the scan over given probability rows (U, T, S) of queries ``first``.. .
+
+    ``slots`` (U, budget + 1) positions, ``scores`` likewise and ``counts`` (U,) carry the state
+    from block to block; after an eviction the free slot is swapped to the end.
+    """
+    sets, block, _ = rows.shape
+    for u in numba.prange(sets):
+        position = slots[u]
+        score = scores[u]
+        for row in range(block):
+            t = first + row
+            count = counts[u]
+            position[count] = t
+            score[count] = np.float32(0)
+            count += 1
+            for c in range(count):
+                score[c] = decay * score[c] + rows[u, row, position[c]]
+            if count > budget:
+                victim = _victim(position, score, count, t, sink, recent)
+                evicted_at[u, position[victim]] = t + 1
+                count -= 1
+                position[victim] = position[count]
+                score[victim] = score[count]
+            counts[u] = count
+
+
+@_parallel
+def _visible_scan(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-untyped-def]
+    """Attention of every query over the keys whose eviction time has not come."""
+    sets, shared, rep, length, size = q.shape
+    for job in numba.prange(sets * shared):
+        u, m = job // shared, job % shared
+        keys = np.empty((length, size), np.float32)
+        values = np.empty((length, size), np.float32)
+        until = np.empty(length, np.int32)
+        weight = np.empty(length, np.float32)
+        mass = np.empty(length, np.float32)
+        count = 0
+        for t in range(length):
+            c = 0
+            while c < count:
+                if until[c] <= t:
+                    count -= 1
+                    until[c] = until[count]
+                    keys[c] = keys[count]
+                    values[c] = values[count]
+                else:
+                    c += 1
+            until[count] = evicted_at[u, t]
+            keys[count] = k[u, m, t]
+            values[count] = v[u, m, t]
+            count += 1
+            for n in range(rep):
+                lse[u, m, n, t] = _attend(
+                    q[u, m, n, t], keys, values, count, scale, weight, mass, out[u, m, n, t]
+                )
+
+
+def _array(x: torch.Tensor) -> np.ndarray:
+    return x.detach().float().contiguous().numpy()
+
+
+def _probability_rows(
+    q: torch.Tensor, k: torch.Tensor, start: int, stop: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Causal probabilities of queries start..stop over keys 0..stop, (U, M, N, T, stop), and lse."""
+    logits = q[..., start:stop, :] @ k[..., :stop, :].unsqueeze(2).transpose(-1, -2)
+    logits *= q.shape[-1] ** -0.5
+    future = torch.ones(stop - start, stop, dtype=torch.bool).triu(start + 1)
+    lse = logits.masked_fill_(future, float("-inf")).logsumexp(-1)
+    return logits.sub_(lse[..., None]).exp_(), lse
+
+
+def _read_prompt(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor | None, policy: Policy, prompt: int,
+    evicted_at: torch.Tensor, out: torch.Tensor | None, lse: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Full attention over the prompt, in blocks of queries, and the one cut at its end.
+
+    Fills ``evicted_at``, ``out`` and ``lse`` up to ``prompt``.
+
+    Returns:
+        Positions (U, min(prompt, budget)) kept after the cut, ascending, and their scores.
+    """
+    sets = q.shape[0]
+    score = torch.zeros(sets, prompt)
+    for start in range(0, prompt, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, prompt)
+        p, row_lse = _probability_rows(q, k, start, stop)
+        fade = policy.decay ** torch.arange(stop - start - 1, -1, -1, dtype=torch.float32)
+        score *= policy.decay ** (stop - start)
+        score[:, :stop] += (p.sum((1, 2)) * fade[:, None]).sum(1)
+        if out is not None and lse is not None and v is not None:
+            out[..., start:stop, :] = p @ v[..., :stop, :].unsqueeze(2)
+            lse[..., start:stop] = row_lse
+    excess = prompt - policy.budget
+    position = torch.arange(prompt).expand(sets, prompt)
+    if excess > 0:
+        protected = (position < policy.sink) | (position >= prompt - policy.recent)
+        ranked = score.masked_fill(protected, float("inf")).sort(dim=-1, stable=True).indices
+        evicted_at.scatter_(-1, ranked[:, :excess], prompt)
+        position = ranked[:, excess:].sort(dim=-1).values
+    return position, score.gather(-1, position)
+
+
+def bounded_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, policy: Policy, prompt: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See :func:`pipeline.ops.reference.bounded_attention`."""
+    q, k, v = q.float(), k.float(), v.float()
+    evicted_at = torch.full((q.shape[0], q.shape[-2]), NEVER, dtype=torch.int32)
+    out = torch.empty(q.shape, dtype=torch.float32)
+    lse = torch.empty(q.shape[:-1], dtype=torch.float32)
+    kept, score = _read_prompt(q, k, v, policy, prompt, evicted_at, out, lse)
+    _bounded_scan(
+        _array(q), _array(k), _array(v), kept.to(torch.int32).contiguous().numpy(), _array(score),
+        prompt, policy.sink, policy.recent, policy.budget, np.float32(policy.decay),
+        np.float32(q.shape[-1] ** -0.5), evicted_at.numpy(), out.numpy(), lse.numpy(),
+    )  # fmt: skip
+    return evicted_at, out, lse
+
+
+def evict(
+    q: torch.Tensor, k: torch.Tensor, policy: Policy, scores: str, prompt: int = 0
+) -> torch.Tensor:
+    """See :func:`pipeline.ops.reference.evict`; ``full`` holds blocks of 256 rows at a time."""
+    if scores == "cached":
+        return bounded_attention(q, k, k, policy, prompt)[0]
+    q, k = q.float(), k.float()
+    sets, length = q.shape[0], q.shape[-2]
+    evicted_at = torch.full((sets, length), NEVER, dtype=torch.int32)
+    kept, kept_score = _read_prompt(q, k, None, policy, prompt, evicted_at, None, None)
+    slots = np.zeros((sets, policy.budget + 1), np.int32)
+    scores_held = np.zeros((sets, policy.budget + 1), np.float32)
+    slots[:, : kept.shape[1]] = kept.numpy()
+    scores_held[:, : kept.shape[1]] = kept_score.numpy()
+    counts = np.full(sets, kept.shape[1], np.int64)
+    for start in range(prompt, length, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, length)
+        rows = _probability_rows(q, k, start, stop)[0].sum((1, 2))
+        _row_scan(
+            _array(rows), start, slots, scores_held, counts, policy.sink, policy.recent,
+            policy.budget, np.float32(policy.decay), evicted_at.numpy(),
+        )  # fmt: skip
+    return evicted_at
+
+
+def sparse_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, evicted_at: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`pipeline.ops.reference.sparse_attention`."""
+    out = torch.empty(q.shape, dtype=torch.float32)
+    lse = torch.empty(q.shape[:-1], dtype=torch.float32)
+    _visible_scan(
+        _array(q), _array(k), _array(v), evicted_at.contiguous().numpy(),
+        np.float32(q.shape[-1] ** -0.5), out.numpy(), lse.numpy(),
+    )  # fmt: skip
+    return out, lse

@@ -1,0 +1,238 @@
+"""Training the kernels of one layer, independent of all other layers (paper, section 3.2).
+
+The loss is the mean squared error between the layer's output projection of the synthesised
+attention and of full attention, over the rows that miss something. What does not depend on the
+trained weights, the sparse part and the targets, is computed once (:func:`prepare`); a step is two
+small MLPs, a chunked linear attention and the output projection.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from pipeline.eviction import Scores, bounded_attention, evicted_at
+from pipeline.files import load_tensors, save_tensors
+from pipeline.kernels import LessKernel
+from pipeline.policies import Policy
+from pipeline.synthesis import EvictedOrder, low_rank_part, merge, sparse_part
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters; the defaults are the paper's."""
+
+    epochs: int = 40
+    batch_size: int = 2
+    learning_rate: float = 1e-3
+    halve_every: int = 10
+    validation: float = 0.1
+    seed: int = 0
+
+
+@dataclass
+class Prepared:
+    """What training needs of each sequence, N of them, half precision but for the log-sum-exp.
+
+    T rows miss something (queries first..S-1); E = initial + T pairs are evicted before the last.
+
+    Attributes:
+        q: (N, H, T, D), queries of those rows.
+        k, v: (N, G, E, D), evicted pairs in eviction order.
+        sparse_out: (N, H, T, D) attention over what is cached; lse: (N, H, T), float32.
+        target: (N, H, T, D), full attention before the output projection.
+        o_weight: (hidden, H*D), the frozen output projection.
+        initial: see :class:`pipeline.synthesis.EvictedOrder`.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    sparse_out: torch.Tensor
+    lse: torch.Tensor
+    target: torch.Tensor
+    o_weight: torch.Tensor
+    initial: int
+
+    def __len__(self) -> int:
+        return self.q.shape[0]
+
+
+def prepare(
+    features: Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    o_weight: torch.Tensor,
+    policy: Policy,
+    scores: Scores,
+) -> Prepared:
+    """The part of training that no weight changes, one sequence at a time.
+
+    Args:
+        features: for each sequence q (1, H, S, D), k and v (1, G, S, D), after rotary embedding.
+        o_weight: (hidden, H*D).
+
+    Raises:
+        ValueError: nothing is evicted, because the budget covers the sequences.
+    """
+    parts: list[tuple[torch.Tensor, ...]] = []
+    initial = 0
+    for q, k, v in features:
+        if scores == "cached":
+            times, out, lse = bounded_attention(q, k, v, policy)
+        else:
+            times = evicted_at(q, k, policy, scores)
+            out, lse = sparse_part(q, k, v, times)
+        order = EvictedOrder.of(times)
+        if order.index.shape[-1] == 0:
+            raise ValueError(
+                f"a budget of {policy.budget} tokens evicts nothing from {q.shape[2]}-token samples"
+            )
+        rows, initial = slice(order.first, None), order.initial
+        full = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        half = (q[:, :, rows], order.gather(k), order.gather(v), out[:, :, rows], full[:, :, rows])
+        parts.append((*(x.half() for x in half), lse[:, :, rows].contiguous()))
+    q, k, v, out, target, lse = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Prepared(q, k, v, out, lse, target, o_weight, initial)
+
+
+def loss_of(prepared: Prepared, index: torch.Tensor, kernel: LessKernel | None) -> torch.Tensor:
+    """Mean squared error after the output projection, over sequences ``index`` (B,).
+
+    Without a kernel, the sparse policy's own loss.
+    """
+    out = prepared.sparse_out[index].float()
+    if kernel is not None:
+        q, k, v = prepared.q[index], prepared.k[index], prepared.v[index]
+        numerator, denominator = low_rank_part(kernel.phi(q), kernel.psi(k), v, prepared.initial)
+        out = merge(out, prepared.lse[index], numerator, denominator)
+    difference = (out - prepared.target[index].float()).transpose(1, 2).flatten(2)
+    dtype = kernel.compute_dtype if kernel is not None else torch.float32
+    return F.linear(difference.to(dtype), prepared.o_weight.to(dtype)).float().square().mean()
+
+
+@dataclass
+class Epoch:
+    """One line of a loss curve."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    learning_rate: float
+    seconds: float
+
+
+def _batches(indices: list[int], size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Shuffled batches of sequence indices."""
+    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
+    shuffled = torch.tensor(indices)[order]
+    yield from shuffled.split(size)
+
+
+def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """(training, validation) sequence indices: a seeded permutation, at least one for each."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = min(max(round(count * share), 1), count - 1)
+    return sorted(order[held_out:]), sorted(order[:held_out])
+
+
+@torch.no_grad()
+def evaluate(prepared: Prepared, indices: list[int], kernel: LessKernel | None) -> float:
+    """Mean loss over sequences, one at a time."""
+    losses = [loss_of(prepared, torch.tensor([i]), kernel) for i in indices]
+    return float(torch.stack(losses).mean())
+
+
+def train_layer(
+    prepared: Prepared,
+    kernel: LessKernel,
+    recipe: Recipe,
+    resume: Path | None = None,
+    report: Callable[[Epoch], None] = lambda epoch: None,
+) -> list[Epoch]:
+    """Train ``kernel`` in place with Adam and leave it at its best validation epoch.
+
+    Deterministic given ``recipe.seed``: the order of batches and the dropout masks are functions
+    of (seed, epoch, step), so a training resumed at an epoch draws what an unbroken one would.
+
+    Args:
+        resume: a file that holds the state after each epoch; training continues from it if it is
+            there and was written for the same recipe.
+        report: called after each epoch.
+
+    Returns:
+        The loss curve; epoch 0 is before the first step.
+    """
+    training, validation = split(len(prepared), recipe.validation, recipe.seed)
+    parameters = dict(kernel.named_parameters())
+    optimizer = torch.optim.Adam(parameters.values(), lr=recipe.learning_rate)
+    curve: list[Epoch] = []
+    best = {name: value.detach().clone() for name, value in parameters.items()}
+    if resume is not None and resume.exists():
+        curve, best = _resume(resume, recipe, parameters, optimizer)
+    if not curve:
+        kernel.eval()
+        start_loss = evaluate(prepared, validation, kernel)
+        curve.append(Epoch(0, evaluate(prepared, training, kernel), start_loss, 0.0, 0.0))
+        report(curve[-1])
+    for number in range(len(curve), recipe.epochs + 1):
+        started = time.monotonic()
+        rate = recipe.learning_rate * 0.5 ** ((number - 1) // recipe.halve_every)
+        optimizer.param_groups[0]["lr"] = rate
+        kernel.train()
+        losses = []
+        epoch_seed = recipe.seed * 1_000_003 + number
+        kernel.dropout.reseed(epoch_seed * 1_000_003)
+        for batch in _batches(training, recipe.batch_size, epoch_seed):
+            optimizer.zero_grad()
+            loss = loss_of(prepared, batch, kernel)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(float(loss) * len(batch))
+        kernel.eval()
+        held_out = evaluate(prepared, validation, kernel)
+        if held_out < min(epoch.validation_loss for epoch in curve):
+            best = {name: value.detach().clone() for name, value in parameters.items()}
+        seconds = time.monotonic() - started
+        curve.append(Epoch(number, sum(losses) / len(training), held_out, rate, seconds))
+        if resume is not None:
+            _save_state(resume, recipe, parameters, optimizer, curve, best)
+        report(curve[-1])
+    kernel.load_state_dict(best, strict=False)
+    return curve
+
+
+def _save_state(
+    path: Path, recipe: Recipe, parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Adam, curve: list[Epoch], best: dict[str, torch.Tensor],
+) -> None:  # fmt: skip
+    """Write everything an unbroken training would hold in memory after this epoch."""
+    tensors = {f"best.{name}": value for name, value in best.items()}
+    for name, parameter in parameters.items():
+        tensors[f"now.{name}"] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"adam.{key}.{name}"] = value
+    save_tensors(
+        path, tensors, "training state", recipe=asdict(recipe), curve=[asdict(e) for e in curve]
+    )
+
+
+def _resume(
+    path: Path, recipe: Recipe, parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Adam,
+) -> tuple[list[Epoch], dict[str, torch.Tensor]]:  # fmt: skip
+    """Restore parameters and optimizer; ([], initial) when the file is for another recipe."""
+    tensors, header = load_tensors(path, "training state")
+    if header["recipe"] != asdict(recipe):
+        return [], {name: value.detach().clone() for name, value in parameters.items()}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"now.{name}"])
+            optimizer.state[parameter] = {
+                key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+    best = {name: tensors[f"best.{name}"] for name in parameters}
+    return [Epoch(**line) for line in header["curve"]], best
