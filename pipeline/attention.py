@@ -101,7 +101,8 @@ def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
     found = [
         module
         for module in model.modules()
-        if type(module).__name__.endswith("Attention") and getattr(module, "layer_idx", None) is not None
+        if type(module).__name__.endswith("Attention")
+        and getattr(module, "layer_idx", None) is not None
     ]
     return sorted(found, key=lambda module: module.layer_idx)  # type: ignore[arg-type, return-value]
 

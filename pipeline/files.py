@@ -77,7 +77,8 @@ def load_tensors(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """All tensors of a file of ``kind``, and its header; raises as :func:`open_tensors`."""
     with open_tensors(path, kind) as (handle, header):
-        return {name: handle.get_tensor(name) for name in handle.keys()}, header
+        names: list[str] = handle.keys()
+        return {name: handle.get_tensor(name) for name in names}, header
 
 
 def save_json(path: str | os.PathLike[str], value: Any) -> None:

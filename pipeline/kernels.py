@@ -1,4 +1,4 @@
-"""Feature maps: phi for queries, psi for keys, so that phi(q) psi(k)^T stands in for exp(q k^T/sqrt(d)).
+"""Feature maps phi and psi: phi(q) psi(k)^T stands in for exp(q k^T / sqrt(d)).
 
 A kernel is a module of one attention layer with ``phi(q)`` (B, H, S, D) -> (B, H, S, R) and
 ``psi(k)`` (B, G, S, D) -> (B, G, S, R), both non-negative and float32. New ones register
@@ -25,9 +25,11 @@ class Kernel(Protocol):
 
     kernel_size: int
 
-    def phi(self, q: torch.Tensor) -> torch.Tensor: ...
+    def phi(self, q: torch.Tensor) -> torch.Tensor:
+        """Query features, (B, H, S, D) to (B, H, S, R)."""
 
-    def psi(self, k: torch.Tensor) -> torch.Tensor: ...
+    def psi(self, k: torch.Tensor) -> torch.Tensor:
+        """Key features, (B, G, S, D) to (B, G, S, R)."""
 
 
 class Dropout(nn.Module):
@@ -47,6 +49,7 @@ class Dropout(nn.Module):
         self.seed = seed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Zero a share p of ``x`` and scale the rest, in training mode only."""
         if not self.training or self.p == 0:
             return x
         self.seed += 1
@@ -151,8 +154,9 @@ class PerformerKernel(nn.Module):
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
         x = x.float() * x.shape[-1] ** -0.25
-        exponent = x @ self.w - x.square().sum(-1, keepdim=True) / 2
-        return exponent.clamp(max=self.LARGEST_EXPONENT).exp() * self.kernel_size**-0.5
+        exponent: torch.Tensor = x @ self.w - x.square().sum(-1, keepdim=True) / 2
+        features: torch.Tensor = exponent.clamp(max=self.LARGEST_EXPONENT).exp()
+        return features * self.kernel_size**-0.5
 
     def phi(self, q: torch.Tensor) -> torch.Tensor:
         """Query features: (B, H, S, D) to (B, H, S, R), float32, positive."""

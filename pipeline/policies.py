@@ -82,9 +82,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "h2o": Family(0, 0.5, 1.0, "group", "Zhang et al. 2023, arXiv:2306.14048"),
-    "lambda": Family(
-        4, 0.0, 0.0, "group", "Xiao et al. 2023, arXiv:2309.17453; Han et al. 2023, arXiv:2308.16137"
-    ),
+    "lambda": Family(4, 0.0, 0.0, "group", "Xiao et al. 2023, arXiv:2309.17453 and 2308.16137"),
     "tova": Family(0, 1.0, 0.0, "layer", "Oren et al. 2024, arXiv:2401.06104"),
     "decayed": Family(0, 0.5, 0.9, "group", "H2O with exponentially decayed scores"),
 }

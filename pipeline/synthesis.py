@@ -156,7 +156,8 @@ def low_rank_part(
     """
     numerator, denominator = linear_attention(phi, psi[:, :, initial:], v[:, :, initial:].float())
     if initial:
-        state = LowRankState.zeros(*psi.shape[:2], psi.shape[-1], v.shape[-1], psi.device)
+        batch, groups, _, rank = psi.shape
+        state = LowRankState.zeros(batch, groups, rank, v.shape[-1], psi.device)
         state.absorb(psi[:, :, :initial], v[:, :, :initial])
         more, mass = state.read(phi)
         numerator, denominator = numerator + more, denominator + mass

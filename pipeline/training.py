@@ -129,7 +129,8 @@ def _batches(indices: list[int], size: int, seed: int) -> Iterator[torch.Tensor]
     """Shuffled batches of sequence indices."""
     order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
     shuffled = torch.tensor(indices)[order]
-    yield from shuffled.split(size)
+    for start in range(0, len(indices), size):
+        yield shuffled[start : start + size]
 
 
 def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -189,9 +190,9 @@ def train_layer(
         for batch in _batches(training, recipe.batch_size, epoch_seed):
             optimizer.zero_grad()
             loss = loss_of(prepared, batch, kernel)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
-            losses.append(float(loss) * len(batch))
+            losses.append(float(loss.detach()) * len(batch))
         kernel.eval()
         held_out = evaluate(prepared, validation, kernel)
         if held_out < min(epoch.validation_loss for epoch in curve):

@@ -17,7 +17,7 @@ import torch
 from pipeline.ops import NEVER
 from pipeline.policies import Policy
 
-# Reordering sums lets the loops vectorise; nnan and ninf stay off because -inf is a real value here.
+# Reordering sums lets the loops vectorise; nnan and ninf stay off: -inf is a real value here.
 FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 QUERY_BLOCK = 256  # rows of probabilities held at once where whole rows are needed
 
@@ -186,7 +186,7 @@ def _array(x: torch.Tensor) -> np.ndarray:
 def _probability_rows(
     q: torch.Tensor, k: torch.Tensor, start: int, stop: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal probabilities of queries start..stop over keys 0..stop, (U, M, N, T, stop), and lse."""
+    """Causal probabilities of queries start..stop, (U, M, N, T, stop), and their log-sum-exp."""
     logits = q[..., start:stop, :] @ k[..., :stop, :].unsqueeze(2).transpose(-1, -2)
     logits *= q.shape[-1] ** -0.5
     future = torch.ones(stop - start, stop, dtype=torch.bool).triu(start + 1)

@@ -18,7 +18,9 @@ def causal_logits(q: torch.Tensor, k: torch.Tensor, visible: torch.Tensor) -> to
     Args:
         q: (U, M, N, S, D). k: (U, M, S, D). visible: broadcastable to (U, M, N, S, S), bool.
     """
-    logits = q.float() @ k.float().unsqueeze(2).transpose(-1, -2) * q.shape[-1] ** -0.5
+    logits: torch.Tensor = (
+        q.float() @ k.float().unsqueeze(2).transpose(-1, -2) * q.shape[-1] ** -0.5
+    )
     return logits.masked_fill(~visible, float("-inf"))
 
 

@@ -1,0 +1,1 @@
+"""One module per command; each reads files, writes files, and knows nothing of Snakemake."""
