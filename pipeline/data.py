@@ -1,0 +1,313 @@
+"""Text: documents, document–summary pairs and task rows from packages, the hub or local files.
+
+A data set is named in config by a mapping with a ``source``; each source has one reader that
+gives rows (dicts), and documents and pairs are views of rows. Sources and their keys:
+
+- ``aclsum``: ``split`` (train, validation, test). Rows: id, title, text, document, summary.
+- ``wikipedia_sample``. Rows: id, text.
+- ``jsonl``: ``path``, relative to the data folder if there is one.
+- ``hub``: ``path``, ``split``, and optionally ``name``, ``revision``, ``stream``; ``local``, a
+  path under the data folder, is read instead where it exists.
+
+Any source takes ``limit`` (rows to read), and ``field``, ``document_field`` and ``summary_field``
+(which field is which; by default text, document, summary).
+"""
+
+from __future__ import annotations
+
+import bz2
+import json
+import random
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.etree import ElementTree
+
+import torch
+
+from pipeline.errors import ConfigError, DataError, unknown
+from pipeline.packages import downloaded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row = dict[str, Any]
+Spec = Mapping[str, Any]
+
+ACLSUM_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+SHORTEST_ARTICLE_WORDS = 200
+"""Wikipedia pages with less prose are stubs or lists of links."""
+END_MATTER = re.compile(
+    r"^==\s*(?:See also|Notes|Notes and references|References|Footnotes|Citations|Sources"
+    r"|Bibliography|Further reading|External links)\s*==\s*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+NOT_PROSE = {"ref", "references", "table", "gallery", "math", "timeline", "imagemap"}
+NOT_TEXT_LINKS = ("file:", "image:", "category:")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and the name it has in its data set."""
+
+    id: str
+    text: str
+
+
+class Pair(NamedTuple):
+    """A document and its reference summary."""
+
+    id: str
+    document: str
+    summary: str
+
+
+class Windows(NamedTuple):
+    """Token windows of one length."""
+
+    tokens: torch.Tensor
+    """int32 (N, length)."""
+    ids: list[str]
+    """The document of each window; several, joined by spaces, where short ones were packed."""
+    words: list[int]
+    """Whitespace-separated words in each window's text."""
+
+
+def load_documents(spec: Spec, *, downloads: Path, data_dir: Path | None = None) -> list[Document]:
+    """The texts of a data set, in its order; raises as :func:`load_rows`."""
+    field = spec.get("field", "text")
+    rows = load_rows(spec, downloads=downloads, data_dir=data_dir)
+    return [Document(_id(row, i), _field(row, field, spec)) for i, row in enumerate(rows)]
+
+
+def load_pairs(spec: Spec, *, downloads: Path, data_dir: Path | None = None) -> list[Pair]:
+    """The document–summary pairs of a data set, in its order; raises as :func:`load_rows`."""
+    document, summary = (spec.get(f"{x}_field", x) for x in ("document", "summary"))
+    rows = load_rows(spec, downloads=downloads, data_dir=data_dir)
+    return [
+        Pair(_id(row, i), _field(row, document, spec), _field(row, summary, spec))
+        for i, row in enumerate(rows)
+    ]
+
+
+def load_rows(spec: Spec, *, downloads: Path, data_dir: Path | None = None) -> list[Row]:
+    """The rows of a data set.
+
+    Args:
+        spec: what to read, see the module's documentation.
+        downloads: folder of the files that `less fetch` got.
+        data_dir: folder of local copies of data sets, if there is one.
+
+    Raises:
+        ConfigError: an unknown source, or one that lacks a key.
+        DataError: a file is missing or damaged, the hub cannot be reached, or there are no rows.
+    """
+    source = _key(spec, "source")
+    if source not in READERS:
+        raise unknown("data source", source, READERS)
+    rows = list(islice(READERS[source](spec, downloads, data_dir), spec.get("limit")))
+    if not rows:
+        raise DataError(f"{_name(spec)} has no rows.")
+    return rows
+
+
+def _name(spec: Spec) -> str:
+    """What to call a data set in a message."""
+    parts = (spec.get(key) for key in ("source", "path", "name", "split"))
+    return " ".join(str(part) for part in parts if part is not None)
+
+
+def _key(spec: Spec, key: str) -> Any:
+    """A key that ``spec`` must have."""
+    if key not in spec:
+        raise ConfigError(f"data set '{_name(spec)}' needs '{key}'.")
+    return spec[key]
+
+
+def _id(row: Row, index: int) -> str:
+    return str(row.get("id", index))
+
+
+def _field(row: Row, field: str, spec: Spec) -> str:
+    """The text in ``field`` of a row."""
+    if not isinstance(row.get(field), str):
+        raise DataError(f"{_name(spec)} has no text in '{field}'; its fields: {', '.join(row)}.")
+    return row[field]  # type: ignore[no-any-return]
+
+
+def _aclsum(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
+    """Whole papers (title, abstract, paragraphs), and what their summaries were written from."""
+    split = _key(spec, "split")
+    if split not in ACLSUM_SPLITS:
+        raise unknown("split of aclsum", split, ACLSUM_SPLITS)
+    path = downloaded("aclsum", downloads)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            listing = archive.read(f"aclsum/dataset/{ACLSUM_SPLITS[split]}.jsonl").decode()
+            for row in map(json.loads, listing.splitlines()):
+                paper = json.loads(archive.read(f"aclsum/dataset/paper_jsons/{row['id']}.json"))
+                body = [paragraph["text"] for paragraph in paper["pdf_parse"]["body_text"]]
+                parts = [paper["title"], paper["abstract"], *body]
+                sections = [row["sentences"][x] for x in ("abstract", "introduction", "conclusion")]
+                yield {
+                    "id": row["id"],
+                    "title": paper["title"],
+                    # a formula that the papers' converter could not read leaves this one word
+                    "text": "\n\n".join(x for x in parts if x and x != "EQUATION"),
+                    "document": " ".join(sentence for part in sections for sentence in part),
+                    "summary": " ".join(
+                        row["summary"][x] for x in ("challenge", "approach", "outcome")
+                    ),
+                }
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it and fetch it again.") from error
+
+
+def _wikipedia_sample(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
+    """Articles of the dump in its order, without redirects, stubs and pages about Wikipedia."""
+    path = downloaded("gensim", downloads)
+    try:
+        with bz2.open(path) as dump:
+            for title, markup in _articles(dump):
+                text = plain_text(markup)
+                if len(text.split()) >= SHORTEST_ARTICLE_WORDS:
+                    yield {"id": title, "text": f"{title}\n\n{text}"}
+    except (OSError, EOFError, ElementTree.ParseError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it and fetch it again.") from error
+
+
+def _articles(dump: Any) -> Iterator[tuple[str, str]]:
+    """(title, markup) of the articles in a MediaWiki export."""
+    for _, page in ElementTree.iterparse(dump):
+        if page.tag.endswith("}page"):
+            redirect = page.find("{*}redirect") is not None
+            if not redirect and page.findtext("{*}ns") == "0":
+                text = page.findtext("{*}revision/{*}text", "")
+                yield page.findtext("{*}title", ""), text
+            page.clear()  # the whole tree of a dump would not fit in memory
+
+
+def plain_text(markup: str) -> str:
+    """The prose of a wiki page: no tables, notes, pictures, categories, end matter or markup."""
+    import mwparserfromhell
+    from mwparserfromhell.nodes import Node, Tag, Wikilink
+
+    def is_noise(node: Node) -> bool:
+        if isinstance(node, Tag):
+            return str(node.tag).strip().lower() in NOT_PROSE
+        return isinstance(node, Wikilink) and str(node.title).lower().startswith(NOT_TEXT_LINKS)
+
+    code = mwparserfromhell.parse(END_MATTER.split(markup, maxsplit=1)[0])
+    for node in code.filter(matches=is_noise):
+        with suppress(ValueError):  # went with the node that it was in
+            code.remove(node)
+    text = re.sub(r"\s*\([\s,;]*\)", "", code.strip_code())  # emptied by removed templates
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return "\n\n".join(line for line in lines if line)
+
+
+def _jsonl(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
+    """Rows of a local file."""
+    return _read_jsonl((data_dir or Path()) / _key(spec, "path"))
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"line {number} is not an object")
+                yield row
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not one JSON object a line ({error}).") from error
+
+
+def _hub(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
+    """Rows of a hub data set, or of its local copy."""
+    local = spec.get("local")
+    if data_dir is not None and local is not None and (data_dir / local).is_file():
+        yield from _read_jsonl(data_dir / local)
+        return
+
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        yield from datasets.load_dataset(
+            _key(spec, "path"),
+            spec.get("name"),
+            split=_key(spec, "split"),
+            revision=spec.get("revision"),
+            streaming=spec.get("stream", False),
+        )
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        instead = f"put a copy as JSON lines at {(data_dir or Path('data_dir')) / (local or '…')}"
+        if data_dir is None or local is None:
+            instead += " and name both in config (data_dir, and local in the data set)"
+        raise DataError(
+            f"cannot read the data set '{_name(spec)}': {str(error).splitlines()[0]}. "
+            f"Without the hub, {instead}."
+        ) from error
+
+
+READERS: dict[str, Callable[[Spec, Path, Path | None], Iterator[Row]]] = {
+    "aclsum": _aclsum,
+    "wikipedia_sample": _wikipedia_sample,
+    "jsonl": _jsonl,
+    "hub": _hub,
+}
+
+
+def sample_windows(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    count: int,
+    seed: int,
+    *,
+    pack: bool = False,
+) -> Windows:
+    """Random windows of ``length`` tokens, one from each document that is long enough.
+
+    Which documents are taken and where their windows start depend on ``seed`` and document ids
+    alone, so neither order nor other documents matter, and fewer windows are a prefix of more.
+    With ``pack``, shorter documents are joined by the end-of-text token until they fill a window.
+
+    Raises:
+        DataError: there are not ``count`` windows in the documents.
+    """
+    tokens, ids, packed, packed_ids = [], [], [], []  # type: ignore[var-annotated]
+    drawn = [(random.Random(f"{seed} {document.id}"), document) for document in documents]
+    ranked = sorted(
+        ((draw.random(), draw, document) for draw, document in drawn), key=lambda x: x[0]
+    )
+    for _, draw, document in ranked:
+        if len(tokens) == count:
+            break
+        text = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(text) >= length:
+            start = draw.randint(0, len(text) - length)
+            tokens.append(text[start : start + length])
+            ids.append(document.id)
+        elif pack:
+            packed += [*([tokenizer.eos_token_id] if packed else []), *text]
+            packed_ids.append(document.id)
+            if len(packed) >= length:
+                tokens.append(packed[:length])
+                ids.append(" ".join(packed_ids))
+                packed, packed_ids = [], []
+    if len(tokens) < count:
+        raise DataError(
+            f"only {len(tokens)} of {len(ranked)} documents have {length} tokens, but {count} "
+            f"windows are wanted: ask for fewer or shorter ones, give more text, or pack."
+        )
+    words = [len(str(tokenizer.decode(window)).split()) for window in tokens]
+    return Windows(torch.tensor(tokens, dtype=torch.int32).reshape(-1, length), ids, words)

