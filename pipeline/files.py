@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         with partial.open("rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"cannot write {path}: {reason}.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written there is nothing to remove
+            partial.unlink()
 
 
 def save_tensors(
@@ -65,9 +67,13 @@ def open_tensors(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Any,
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
     with handle:
-        header = json.loads((handle.metadata() or {}).get("less", "{}"))
-        if header.get("kind") != kind:
-            found = header.get("kind", "of no known kind")
+        try:
+            header = json.loads((handle.metadata() or {}).get("less", "{}"))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
+        found = header.get("kind") if isinstance(header, dict) else None
+        if found != kind:
+            found = found or "of no known kind"
             raise DataError(f"{path} should hold {kind}, but is {found}.")
         yield handle, header
 
@@ -97,7 +103,7 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; run the step that makes it.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
 
 
