@@ -154,7 +154,7 @@ def train_layer(
     resume: Path | None = None,
     report: Callable[[Epoch], None] = lambda epoch: None,
 ) -> list[Epoch]:
-    """Train ``kernel`` in place with Adam and leave it at its best validation epoch.
+    """Train ``kernel`` in place with Adam; leave it at its best validation epoch, in eval mode.
 
     Deterministic given ``recipe.seed``: the order of batches and the dropout masks are functions
     of (seed, epoch, step), so a training resumed at an epoch draws what an unbroken one would.
@@ -203,6 +203,7 @@ def train_layer(
             _save_state(resume, recipe, parameters, optimizer, curve, best)
         report(curve[-1])
     kernel.load_state_dict(best, strict=False)
+    kernel.eval()
     return curve
 
 
