@@ -1,0 +1,248 @@
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import pipeline
+from pipeline.errors import DataError
+from pipeline.files import (
+    load_json,
+    load_tensors,
+    open_tensors,
+    save_json,
+    save_tensors,
+    sha256,
+    whole,
+)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+# --- whole or absent -------------------------------------------------------------------------
+
+
+def test_whole_makes_folders_and_renames_at_the_end(tmp_path):
+    target = tmp_path / "a" / "b" / "out.txt"
+    with whole(target) as partial:
+        partial.write_text("done")
+        assert not target.exists()
+        assert partial.parent == target.parent  # a rename, never a copy across file systems
+    assert target.read_text() == "done"
+    assert names(target.parent) == ["out.txt"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_whole_leaves_nothing_behind_on_exceptions(tmp_path, error):
+    with pytest.raises(error), whole(tmp_path / "out.txt") as partial:
+        partial.write_text("half")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_whole_keeps_the_older_file_on_exceptions(tmp_path):
+    target = tmp_path / "out.txt"
+    target.write_text("older")
+    with pytest.raises(RuntimeError), whole(target) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "older"
+    assert names(tmp_path) == ["out.txt"]
+
+
+def test_whole_reports_a_full_disk_by_name(tmp_path):
+    with (
+        pytest.raises(DataError, match=r"cannot write .*out\.txt: No space left"),
+        whole(tmp_path / "out.txt") as partial,
+    ):
+        partial.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert names(tmp_path) == []
+
+
+def test_whole_reports_a_block_that_wrote_nothing(tmp_path):
+    with pytest.raises(DataError, match=r"cannot write .*out\.txt"), whole(tmp_path / "out.txt"):
+        pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["file/out.json", "x" * 300], ids=["under a file", "too long"])
+def test_whole_reports_a_place_that_cannot_be_written(tmp_path, name):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="cannot write"):
+        save_json(tmp_path / name, 1)
+    assert names(tmp_path) == ["file"]
+
+
+def test_failed_saves_leave_nothing_behind(tmp_path):
+    with pytest.raises(TypeError):
+        save_json(tmp_path / "out.json", {"not": object()})
+    with pytest.raises(TypeError):
+        save_tensors(tmp_path / "out.safetensors", {"x": torch.zeros(1)}, "kind", bad=object())
+    assert names(tmp_path) == []
+
+
+# --- tensors ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "features.safetensors"
+    tensors = {"x": torch.arange(6.0).view(2, 3).T, "n": torch.tensor(3, dtype=torch.int32)}
+    save_tensors(path, tensors, "features", shape=[2, 3], note="é")
+    return path
+
+
+def test_tensors_come_back_with_their_header(saved):
+    tensors, header = load_tensors(saved, "features")
+    assert header == {"kind": "features", "shape": [2, 3], "note": "é"}
+    torch.testing.assert_close(tensors["x"], torch.arange(6.0).view(2, 3).T)
+    assert tensors["n"].dtype == torch.int32
+    with open_tensors(saved, "features") as (handle, _):
+        assert handle.get_slice("x")[1:2].tolist() == [[1.0, 4.0]]
+
+
+def test_half_types_survive(tmp_path):
+    tensors = {str(d): torch.tensor([1.5, -2.0], dtype=d) for d in (torch.half, torch.bfloat16)}
+    save_tensors(tmp_path / "h", tensors, "features")
+    for name, value in load_tensors(tmp_path / "h", "features")[0].items():
+        assert str(value.dtype) == name
+        assert value.tolist() == [1.5, -2.0]
+
+
+def test_missing_tensors_name_the_file(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.safetensors does not exist"):
+        load_tensors(tmp_path / "absent.safetensors", "features")
+
+
+def test_truncated_tensors_name_the_file(saved):
+    """Cut anywhere: in the length, the header, the data."""
+    data = saved.read_bytes()
+    for keep in [0, 1, 7, 8, 9, len(data) // 2, len(data) - 1]:
+        saved.write_bytes(data[:keep])
+        with pytest.raises(DataError, match=r"features\.safetensors is damaged"):
+            load_tensors(saved, "features")
+
+
+def test_tensors_of_another_kind_name_the_file(saved):
+    with pytest.raises(DataError, match=r"features\.safetensors should hold kernels, but is feat"):
+        load_tensors(saved, "kernels")
+
+
+def test_tensors_without_our_header_name_the_file(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"x": torch.zeros(2)}, path)
+    with pytest.raises(DataError, match=r"foreign\.safetensors should hold features"):
+        load_tensors(path, "features")
+
+
+@pytest.mark.parametrize("header", ["{", "[]", "3"])
+def test_tensors_with_a_broken_header_name_the_file(tmp_path, header):
+    path = tmp_path / "broken.safetensors"
+    save_file({"x": torch.zeros(2)}, path, {"less": header})
+    with pytest.raises(DataError, match=r"broken\.safetensors"):
+        load_tensors(path, "features")
+
+
+@pytest.mark.parametrize("text", [b"not a tensor file", b"PK\x03\x04" * 40, b"\x80\x02}q\x00."])
+def test_other_files_are_not_read_as_tensors(tmp_path, text):
+    path = tmp_path / "model.pt"
+    path.write_bytes(text)
+    with pytest.raises(DataError, match=r"model\.pt is damaged"):
+        load_tensors(path, "features")
+
+
+def test_a_folder_is_not_a_tensor_file(tmp_path):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path))):
+        load_tensors(tmp_path, "features")
+
+
+def test_a_disk_that_fills_while_tensors_are_written(tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(DataError, match=r"cannot write .*big\.safetensors"):
+            save_tensors(tmp_path / "big.safetensors", {"x": torch.zeros(10**6)}, "features")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []
+
+
+# --- JSON ------------------------------------------------------------------------------------
+
+
+def test_json_comes_back(tmp_path):
+    value = {"b": [1, 2.5, None], "a": "é"}
+    save_json(tmp_path / "v.json", value)
+    assert load_json(tmp_path / "v.json") == value
+    save_json(tmp_path / "same.json", dict(reversed(value.items())))
+    assert sha256(tmp_path / "v.json") == sha256(tmp_path / "same.json")  # keys are sorted
+    assert names(tmp_path) == ["same.json", "v.json"]
+
+
+def test_missing_json_names_the_file(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.json does not exist"):
+        load_json(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("data", [b"", b'{"a": 1', b"\xff\xfe\x00"], ids=["empty", "cut", "binary"])
+def test_damaged_json_names_the_file(tmp_path, data):
+    (tmp_path / "v.json").write_bytes(data)
+    with pytest.raises(DataError, match=r"v\.json is damaged"):
+        load_json(tmp_path / "v.json")
+
+
+def test_a_folder_is_not_json(tmp_path):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path))):
+        load_json(tmp_path)
+
+
+def test_digest_is_sha256(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc" * 100_000)
+    assert sha256(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+# --- nothing runs what it reads --------------------------------------------------------------
+
+FORBIDDEN = re.compile(
+    r"import pickle|from pickle|\bpickle\.|torch\.load\b|(?<![\w.])eval\(|(?<![\w.])exec\("
+    r"|shell\s*=\s*True|os\.system|allow_pickle\s*=\s*True|\.read_pickle|weights_only\s*=\s*False"
+    r"|\byaml\.(unsafe_)?load\("
+)
+
+
+def forbidden_lines(folder):
+    return [
+        f"{path.name}:{number}: {line.strip()}"
+        for path in sorted(folder.rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if FORBIDDEN.search(line)
+    ]
+
+
+def test_nothing_in_the_package_runs_what_it_reads():
+    folder = Path(pipeline.__file__).parent
+    assert len(list(folder.rglob("*.py"))) > 10
+    assert forbidden_lines(folder) == []
+
+
+@pytest.mark.parametrize(
+    "line", ["import pickle", "x = torch.load(p)", "eval(x)", "run(c, shell=True)", "yaml.load(f)"]
+)
+def test_the_search_finds_what_it_looks_for(tmp_path, line):
+    (tmp_path / "bad.py").write_text(f"model.eval()\n{line}\n")
+    assert forbidden_lines(tmp_path) == [f"bad.py:2: {line}"]
+
+
+def test_headers_are_plain_json(saved):
+    """Readable without this project, or any: eight bytes of length, then JSON."""
+    data = saved.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert json.loads(header["__metadata__"]["less"])["kind"] == "features"
