@@ -21,9 +21,9 @@ import random
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree import ElementTree
@@ -49,6 +49,8 @@ END_MATTER = re.compile(
 )
 NOT_PROSE = {"ref", "references", "table", "gallery", "math", "timeline", "imagemap"}
 NOT_TEXT_LINKS = ("file:", "image:", "category:")
+TABLE_LINES = ("{|", "|", "!")
+"""What is left of tables that are not closed."""
 
 
 @dataclass(frozen=True)
@@ -196,19 +198,25 @@ def plain_text(markup: str) -> str:
     """The prose of a wiki page: no tables, notes, pictures, categories, end matter or markup."""
     import mwparserfromhell
     from mwparserfromhell.nodes import Node, Tag, Wikilink
+    from mwparserfromhell.wikicode import Wikicode
 
     def is_noise(node: Node) -> bool:
         if isinstance(node, Tag):
             return str(node.tag).strip().lower() in NOT_PROSE
         return isinstance(node, Wikilink) and str(node.title).lower().startswith(NOT_TEXT_LINKS)
 
-    code = mwparserfromhell.parse(END_MATTER.split(markup, maxsplit=1)[0])
-    for node in code.filter(matches=is_noise):
-        with suppress(ValueError):  # went with the node that it was in
-            code.remove(node)
-    text = re.sub(r"\s*\([\s,;]*\)", "", code.strip_code())  # emptied by removed templates
+    def prune(code: Wikicode) -> None:  # the library's own remove searches the tree each time
+        code.nodes = [node for node in code.nodes if not is_noise(node)]
+        for node in code.nodes:
+            if isinstance(node, Tag) and node.contents is not None:
+                prune(node.contents)
+
+    # quotes for bold and italic are often unbalanced, and then hide the markup inside them
+    code = mwparserfromhell.parse(END_MATTER.split(markup, maxsplit=1)[0], skip_style_tags=True)
+    prune(code)
+    text = re.sub(r"'{2,}|\s*\([\s,;]*\)", "", code.strip_code())  # also what templates left empty
     lines = (" ".join(line.split()) for line in text.splitlines())
-    return "\n\n".join(line for line in lines if line)
+    return "\n\n".join(line for line in lines if line and not line.startswith(TABLE_LINES))
 
 
 def _jsonl(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
@@ -284,11 +292,12 @@ def sample_windows(
     Raises:
         DataError: there are not ``count`` windows in the documents.
     """
-    tokens, ids, packed, packed_ids = [], [], [], []  # type: ignore[var-annotated]
+    tokens: list[list[int]] = []
+    ids: list[str] = []
+    packed: list[int] = []
+    packed_ids: list[str] = []
     drawn = [(random.Random(f"{seed} {document.id}"), document) for document in documents]
-    ranked = sorted(
-        ((draw.random(), draw, document) for draw, document in drawn), key=lambda x: x[0]
-    )
+    ranked = sorted(((draw.random(), draw, x) for draw, x in drawn), key=itemgetter(0))
     for _, draw, document in ranked:
         if len(tokens) == count:
             break

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
@@ -35,7 +36,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 from pipeline.attention import attach
@@ -56,6 +56,8 @@ logging.disable_progress_bar()  # bars fill the logs of jobs that nobody watches
 
 Weights = Mapping[str, Any] | str | os.PathLike[str]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ARCHITECTURES = ("falcon", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+"""What random weights can be made of: the model types that :func:`attach` is tested with."""
 END_OF_TEXT = "<|endoftext|>"
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 HUB_DUPLICATES = ["*/*", "consolidated*"]
@@ -129,11 +131,12 @@ def materialise(weights: Weights, downloads: Path, out: Path) -> None:
     """Make ``out`` a `transformers` folder of ``weights``: config, safetensors and tokenizer.
 
     Files that are on disk already (hub cache, local folder) are linked, not copied. The folder
-    appears when it is whole, in the place of an older one.
+    appears when it is whole.
 
     Raises:
         ConfigError: as :func:`load_model`.
-        DataError: as :func:`load_model`, a package that was not fetched, or a full disk.
+        DataError: as :func:`load_model`, a package that was not fetched, a full disk, or
+            an ``out`` that has files in it.
     """
     weights = _mapping(weights)
     with _whole_folder(out) as partial:
@@ -209,10 +212,10 @@ def _snapshot(source: Mapping[str, Any]) -> Path:
         )
     except (OSError, ValueError) as error:
         raise DataError(
-            f"cannot get the model '{source['hub']}' (revision "
-            f"{source.get('revision', 'main')}): {str(error).splitlines()[0]} It is neither a "
-            f"folder here nor in the hub's cache; with a copy on disk, write `folder: PATH` "
-            f"in its place. Gated models need `hf auth login`."
+            f"cannot get the model '{source['hub']}' (revision {source.get('revision', 'main')}) "
+            f"from the hub: {str(error).splitlines()[0].rstrip('.')}. It is neither a folder here "
+            f"nor in the hub's cache; with a copy on disk, write `folder: PATH` in its place. "
+            f"Gated models need `hf auth login`."
         ) from error
 
 
@@ -234,29 +237,37 @@ def _random_model(
     source: Mapping[str, Any], dtype: torch.dtype, device: str | torch.device
 ) -> PreTrainedModel:
     """A model of the given shape, with the library's initialisation from a seed."""
-    config = _random_config(source["random"])
     devices = [] if torch.device(device).type == "cpu" else [device]
-    with torch.random.fork_rng(devices), torch.device(device):
-        torch.manual_seed(source.get("seed", 0))
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-any-return]
+    try:
+        config = _random_config(source["random"])
+        with torch.random.fork_rng(devices), torch.device(device):
+            torch.manual_seed(source.get("seed", 0))
+            return AutoModelForCausalLM.from_config(  # type: ignore[no-any-return]
+                config, dtype=dtype
+            )
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ConfigError(f"a random model cannot be made: {error}") from error
 
 
 def _random_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     """The library's config of an architecture, with the vocabulary of the byte tokenizer."""
-    fields = {"vocab_size": len(byte_tokenizer()), **fields}
+    tokenizer = byte_tokenizer()
+    end = tokenizer.eos_token_id
+    fields = {
+        "vocab_size": len(tokenizer),
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
+        **fields,
+    }
     architecture = fields.pop("architecture", "none")
-    if architecture not in CONFIG_MAPPING:
-        raise unknown("architecture", architecture, CONFIG_MAPPING)
+    if architecture not in ARCHITECTURES:
+        raise unknown("architecture", architecture, ARCHITECTURES)
     usual = AutoConfig.for_model(architecture)
     for field in fields:
         if not hasattr(usual, field):  # the library would take any name and ignore it
             raise unknown(f"field of {architecture}", field, usual.to_dict())
-    end = byte_tokenizer().eos_token_id
-    special = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    try:
-        return AutoConfig.for_model(architecture, **{**special, **fields})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"a random {architecture} cannot be made: {error}") from error
+    if fields["vocab_size"] < len(tokenizer):
+        raise ConfigError(f"vocab_size must be {len(tokenizer)} or more, one a byte and the end.")
+    return AutoConfig.for_model(architecture, **fields)
 
 
 def _make_random(weights: Mapping[str, Any], downloads: Path, out: Path) -> None:
@@ -301,13 +312,13 @@ MAKERS: dict[str, Callable[[Mapping[str, Any], Path, Path], None]] = {
 
 @contextmanager
 def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill; takes the place of ``out`` when the block ends well, else removed."""
+    """A folder to fill; becomes ``out`` when the block ends well, and is removed otherwise."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
+        if out.exists() and any(out.iterdir()):  # never delete what may be somebody's only copy
+            raise DataError(f"{out} exists already; delete it to make it again.")
         partial.mkdir(parents=True)
         yield partial
-        if out.exists():
-            shutil.rmtree(out)
         os.replace(partial, out)
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror or error}.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 HELP = "make a model folder from weights of a package, the hub, a folder, or random ones"
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader's bar has no other switch
     from pipeline.models import materialise  # slow to import, and `less --help` need not wait
 
     materialise(args.weights, args.downloads, args.out)
