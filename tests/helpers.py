@@ -90,8 +90,9 @@ def cases(draw, max_length=32, dtypes=(torch.float32, torch.bfloat16, torch.floa
 
 def visible(times):
     """Key j is visible to query i iff j <= i < times[j]: (..., S) to (..., S, S)."""
-    i = torch.arange(times.shape[-1])[:, None]
-    return (i.T <= i) & (i < times[..., None, :])
+    j = torch.arange(times.shape[-1])
+    i = j[:, None]
+    return (j <= i) & (i < times[..., None, :])
 
 
 def scores_after(case, times, query, unit):

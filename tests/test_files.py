@@ -37,31 +37,32 @@ def test_whole_makes_folders_and_renames_at_the_end(tmp_path):
     assert names(target.parent) == ["out.txt"]
 
 
+def write_half_then(path, error):
+    with whole(path) as partial:
+        partial.write_text("half")
+        assert partial.exists()
+        raise error
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_whole_leaves_nothing_behind_on_exceptions(tmp_path, error):
-    with pytest.raises(error), whole(tmp_path / "out.txt") as partial:
-        partial.write_text("half")
-        raise error
+    with pytest.raises(error):
+        write_half_then(tmp_path / "out.txt", error)
     assert names(tmp_path) == []
 
 
 def test_whole_keeps_the_older_file_on_exceptions(tmp_path):
     target = tmp_path / "out.txt"
     target.write_text("older")
-    with pytest.raises(RuntimeError), whole(target) as partial:
-        partial.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_half_then(target, RuntimeError)
     assert target.read_text() == "older"
     assert names(tmp_path) == ["out.txt"]
 
 
 def test_whole_reports_a_full_disk_by_name(tmp_path):
-    with (
-        pytest.raises(DataError, match=r"cannot write .*out\.txt: No space left"),
-        whole(tmp_path / "out.txt") as partial,
-    ):
-        partial.write_text("half")
-        raise OSError(28, "No space left on device")
+    with pytest.raises(DataError, match=r"cannot write .*out\.txt: No space left"):
+        write_half_then(tmp_path / "out.txt", OSError(28, "No space left on device"))
     assert names(tmp_path) == []
 
 

@@ -278,5 +278,5 @@ def test_batches_cover_every_sequence_once_in_seeded_order():
     indices = [3, 1, 4, 15, 9]
     batches = [b.tolist() for b in training._batches(indices, 2, 0)]
     assert [len(b) for b in batches] == [2, 2, 1]
-    assert sorted(sum(batches, [])) == sorted(indices)
+    assert sorted(i for batch in batches for i in batch) == sorted(indices)
     assert batches != [b.tolist() for b in training._batches(indices, 2, 1)]
