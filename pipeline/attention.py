@@ -16,8 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import (
+    AttentionMaskInterface,
+    causal_mask_function,
+    prepare_padding_mask,
+    sdpa_mask,
+)
 from transformers.modeling_utils import AttentionInterface
 
 from pipeline.errors import ConfigError
@@ -40,34 +45,108 @@ def less_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The library's attention signature; without a handler on ``module``, plain causal attention.
+    """The library's attention signature.
+
+    Three readers, in this order: a handler on ``module`` (:func:`attach`, :func:`record`); the
+    cache layer that marked ``key`` (:class:`pipeline.cache.LessLayer`); otherwise plain causal
+    attention, so that an enabled model still works with any other cache.
 
     Raises:
-        ConfigError: left padding, a sliding window shorter than the sequence, or a logit scale
-            other than 1/sqrt(head size), none of which a handler can honour.
+        ConfigError: what a handler or a bounded cache cannot honour: a logit scale other than
+            1/sqrt(head size), soft caps or sinks of the logits, more tokens than a sliding window
+            covers, padding on the left of a handler or anywhere else of a cache.
     """
     handler: Handler | None = getattr(module, "less_handler", None)
-    if handler is None:
+    layer = getattr(key, "less_layer", None)
+    if handler is not None:
+        _refuse(query, key.shape[2], scaling, kwargs)
+        if key.shape[2] != query.shape[2]:
+            raise ConfigError("an attached policy reads whole sequences: pass use_cache=False.")
+        if attention_mask is not None and not bool(_boolean(attention_mask)[..., 0].all()):
+            raise ConfigError("an attached policy cannot read left-padded batches; pad right.")
+        out = handler(query, key, value)
+    elif layer is not None:
+        _refuse(query, layer.get_seq_length() + query.shape[2], scaling, kwargs)
+        out = layer.attend(query, key, value, attention_mask)
+    else:
+        mask = _expand(attention_mask, query.shape[2], key.shape[2], query.device)
         out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling,
-            is_causal=attention_mask is None and query.shape[2] > 1, enable_gqa=True,
+            query, key, value, attn_mask=mask, scale=scaling,
+            is_causal=mask is None and query.shape[2] > 1, enable_gqa=True,
         )  # fmt: skip
-        return out.transpose(1, 2).contiguous(), None
-    if key.shape[2] != query.shape[2]:
-        raise ConfigError("an attached policy reads whole sequences: pass use_cache=False.")
-    if attention_mask is not None and not bool((attention_mask[..., 0] > -1).all()):
-        raise ConfigError("an attached policy cannot read left-padded batches; pad on the right.")
-    if scaling is not None and abs(scaling * query.shape[-1] ** 0.5 - 1) > 1e-3:
-        raise ConfigError(f"logits are scaled by {scaling}; only 1/sqrt(head size) is supported.")
-    window = kwargs.get("sliding_window")
-    if window is not None and query.shape[2] > window:
-        raise ConfigError(f"the model attends within a sliding window of {window} tokens.")
-    out = handler(query, key, value)
     return out.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
+def _refuse(
+    query: torch.Tensor, length: int, scaling: float | None, options: dict[str, Any]
+) -> None:
+    """Raise for logits that a policy or a kernel would not see as the model does."""
+    if scaling is not None and abs(scaling * query.shape[-1] ** 0.5 - 1) > 1e-3:
+        raise ConfigError(f"logits are scaled by {scaling}; only 1/sqrt(head size) is supported.")
+    for name in ("softcap", "s_aux"):
+        if options.get(name) is not None:
+            raise ConfigError(f"the model's attention uses {name}, which is not supported.")
+    window = options.get("sliding_window")
+    if window is not None and length > window:
+        raise ConfigError(
+            f"the model attends within a sliding window of {window} tokens; {length} are too many."
+        )
+
+
+def _boolean(mask: torch.Tensor) -> torch.Tensor:
+    """An attention mask as True where visible; additive masks are 0 there."""
+    return mask if mask.dtype == torch.bool else mask > -1
+
+
+def _expand(
+    mask: torch.Tensor | None, queries: int, keys: int, device: torch.device
+) -> torch.Tensor | None:
+    """What :func:`less_mask` leaves implicit, for plain attention of the last ``queries`` tokens.
+
+    None where ``is_causal`` says everything.
+    """
+    if queries == 1 or (mask is None and queries == keys):
+        return mask
+    if mask is not None and mask.shape[2] != 1:
+        return mask
+    causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return causal if mask is None else causal & mask
+
+
+def less_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """The library's mask signature, without a queries x keys tensor where the mask is causal.
+
+    Returns:
+        Which keys are real, bool (B, 1, 1, keys), or None if all are; causality is implied. The
+        library's full mask where there is more to say: packed sequences, a window shorter than
+        the sequence, a static cache.
+    """
+    causal = mask_function is causal_mask_function or (
+        local_size is not None and kv_length <= local_size
+    )
+    if not causal or q_offset + q_length != kv_offset + kv_length:
+        return sdpa_mask(  # type: ignore[no-any-return]
+            batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask,
+            local_size, **kwargs,
+        )  # fmt: skip
+    real = prepare_padding_mask(attention_mask, kv_length, kv_offset)
+    if real is None or bool(real.all()):
+        return None
+    return real[:, None, None, kv_offset : kv_offset + kv_length]
+
+
 AttentionInterface.register(NAME, less_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, less_mask)
 
 
 def _falcon_forward(  # type: ignore[no-untyped-def]
@@ -77,8 +156,6 @@ def _falcon_forward(  # type: ignore[no-untyped-def]
     """Falcon's attention with the core replaced by :func:`less_attention`."""
     from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
-    if alibi is not None:
-        raise ConfigError("Falcon models with ALiBi positions are not supported (alibi: true).")
     query, key, value = self._split_heads(self.query_key_value(hidden_states))
     if self.new_decoder_architecture:  # the library repeats shared heads; undo it
         step = self.num_heads // self.num_kv_heads
@@ -107,12 +184,58 @@ def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
     return sorted(found, key=lambda module: module.layer_idx)  # type: ignore[arg-type, return-value]
 
 
+def head_layout(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """(H, G, D) of a model: query heads, key/value heads, head size."""
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    if config.model_type == "falcon":
+        shared = config.multi_query and not config.new_decoder_architecture
+        groups = 1 if shared else config.num_kv_heads
+    return heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads
+
+
 def output_projection(layer: nn.Module) -> nn.Linear:
     """The linear map after a layer's heads are joined, whatever the model calls it."""
     for name in ("o_proj", "dense", "out_proj"):
         if hasattr(layer, name):
             return getattr(layer, name)  # type: ignore[no-any-return]
     raise ConfigError(f"{type(layer).__name__} has no output projection this project knows.")
+
+
+def _set_implementation(model: PreTrainedModel, name: str) -> None:
+    """Set the attention implementation, also of models that only an adapter reaches.
+
+    The library's setter refuses those, yet their masks follow this name.
+    """
+    if any(type(layer).__name__ in ADAPTERS for layer in attention_layers(model)):
+        model.config._attn_implementation = name
+    else:
+        model.set_attn_implementation(name)
+
+
+def enable(model: PreTrainedModel) -> PreTrainedModel:
+    """Route the model's attention through :func:`less_attention`, in place, for good.
+
+    What a :class:`pipeline.cache.LessCache` needs. With any other cache, or none, the model
+    computes what it did before.
+
+    Raises:
+        ConfigError: the model's attention can be reached neither through the library's attention
+            interface nor by an adapter of :data:`ADAPTERS`, or adds ALiBi biases.
+    """
+    config = model.config
+    if getattr(config, "alibi", False):
+        raise ConfigError("models with ALiBi positions are not supported (alibi: true).")
+    for layer in attention_layers(model):
+        if type(layer).__name__ in ADAPTERS:
+            layer.forward = MethodType(ADAPTERS[type(layer).__name__], layer)
+    _set_implementation(model, NAME)
+    if config._attn_implementation != NAME:
+        raise ConfigError(
+            f"{type(model).__name__} does not use the library's attention interface and has no "
+            f"adapter here; adapters: {', '.join(sorted(ADAPTERS))}."
+        )
+    return model
 
 
 @contextmanager
@@ -122,21 +245,19 @@ def _handled(model: PreTrainedModel, handlers: Sequence[Handler]) -> Iterator[No
     if len(layers) != len(handlers):
         raise ConfigError(f"the model has {len(layers)} attention layers, not {len(handlers)}.")
     before = model.config._attn_implementation
-    adapted = [layer for layer in layers if type(layer).__name__ in ADAPTERS]
-    if not adapted:
-        model.set_attn_implementation(NAME)
+    forwards = [layer.__dict__.get("forward") for layer in layers]
+    enable(model)
     try:
         for layer, handler in zip(layers, handlers, strict=True):
             layer.less_handler = handler  # type: ignore[assignment]
-        for layer in adapted:
-            layer.forward = MethodType(ADAPTERS[type(layer).__name__], layer)
         yield
     finally:
-        for layer in layers:
+        for layer, forward in zip(layers, forwards, strict=True):
             layer.__dict__.pop("less_handler", None)
             layer.__dict__.pop("forward", None)
-        if not adapted:
-            model.set_attn_implementation(before)
+            if forward is not None:
+                layer.forward = forward
+        _set_implementation(model, before)
 
 
 def policy_attention(policy: Policy, kernel: Kernel | None, scores: Scores) -> Handler:
