@@ -1,0 +1,386 @@
+"""The bounded cache for `generate`: slots, scores, H and z, replaced in place.
+
+    model = enable(AutoModelForCausalLM.from_pretrained(...))
+    model.generate(**inputs, past_key_values=LessCache(model.config, policy, kernels))
+
+A layer holds ``policy.budget`` pairs for each sequence and key/value head between steps, whatever
+the length, and with kernels the low-rank state of what was evicted. Baseline and Baseline+ are the
+cache without kernels, +Performer and LESS with them; the full cache is the library's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from pipeline.attention import NAME, head_layout
+from pipeline.errors import ConfigError, unknown
+from pipeline.features import PackedKernel, PlainKernel, pack
+from pipeline.kernels import Kernel
+from pipeline.ops import decode_backend
+from pipeline.policies import Policy
+from pipeline.prefill import cut, full_attention, prompt_scores
+from pipeline.slots import Slots, by_head
+from pipeline.synthesis import LowRankState
+
+Prefill = Literal["full", "policy"]
+Observer = Callable[[torch.Tensor, torch.Tensor], None]
+"""Gets evicted positions (B, U, E), -1 for none, and the first query that misses each, (B, E)."""
+
+ABSORB_BLOCK = 256
+"""Pairs of a cut prompt whose features are formed at once."""
+
+
+class LessLayer(CacheLayerMixin):
+    """One layer's slots and state.
+
+    ``update`` only marks the new keys with this layer; :func:`pipeline.attention.less_attention`
+    finds the mark and calls :meth:`attend`, since a bounded cache needs the queries too.
+    """
+
+    is_croppable = False
+
+    def __init__(
+        self, policy: Policy, kernel: PackedKernel | PlainKernel | None, prefill: Prefill
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        self.kernel = kernel
+        self.prefill = prefill
+        self.observer: Observer | None = None
+        self.seen = 0
+        self.unread = False  # an update whose attention has not come yet
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate everything this layer will ever hold.
+
+        Raises:
+            ConfigError: the kernel is on another device.
+        """
+        batch, groups, _, size = key_states.shape
+        state = None
+        if self.kernel is not None:
+            if self.kernel.device != key_states.device:
+                raise ConfigError(
+                    f"kernels on {self.kernel.device} cannot serve a model on {key_states.device}."
+                )
+            state = LowRankState.zeros(
+                batch, groups, self.kernel.kernel_size, size, key_states.device
+            )
+        start = torch.zeros(batch, dtype=torch.int32, device=key_states.device)
+        self._hold(Slots.empty(key_states, self.policy), state, start)
+
+    def _hold(self, slots: Slots, state: LowRankState | None, start: torch.Tensor) -> None:
+        """Own these tensors; ``start`` (B,) counts the padding before each sequence."""
+        self.slots, self.state, self.start = slots, state, start
+        self.keys, self.values = slots.keys, slots.values
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mark the new keys (B, G, T, D) for :func:`~pipeline.attention.less_attention`.
+
+        Raises:
+            ConfigError: the last keys were never read, or a second prompt arrives in one piece.
+        """
+        if self.unread:
+            raise ConfigError(
+                "the model's attention does not read this cache; "
+                "call pipeline.attention.enable(model) first."
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.seen and key_states.shape[2] > 1 and self.prefill == "full":
+            raise ConfigError(
+                f"the cache has already read a prompt ({self.seen} tokens): call reset() before "
+                "another, or use prefill='policy' to read one in pieces."
+            )
+        if key_states.shape[0] != self.start.shape[0]:
+            raise ConfigError(
+                f"the cache holds {self.start.shape[0]} sequences, not {key_states.shape[0]}: "
+                "call reset() before another batch."
+            )
+        self.unread = True
+        key_states.less_layer = self  # type: ignore[attr-defined]
+        return key_states, value_states
+
+    @torch.no_grad()
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Attention of new tokens over this layer, which takes them in.
+
+        Args:
+            q: (B, H, T, D). k, v: (B, G, T, D), as :meth:`update` returned them.
+            mask: from :func:`pipeline.attention.less_mask`.
+
+        Returns:
+            (B, H, T, D), float32 or q's dtype. No gradient flows through a cache.
+
+        Raises:
+            ConfigError: a mask that says more than padding on the left; an empty prompt.
+        """
+        self.unread = False
+        length = q.shape[2]
+        if mask is not None and (length > 1 or self.prefill == "policy" or not self.seen):
+            self.start.copy_(_left_padding(mask, self.seen + length))
+        if self.prefill == "full" and not self.seen:
+            if bool((self.start >= length).any()):
+                raise ConfigError("a prompt consists of padding only.")
+            out = self._read_prompt(q, k, v)
+        else:
+            out = self._read_tokens(q, k, v)
+        self.seen += length
+        return out
+
+    def _read_prompt(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Full attention over a prompt and the one cut at its end."""
+        length = q.shape[2]
+        scores = prompt_scores(q, k, self.start, self.policy)
+        kept, gone = cut(scores, self.start, length, self.policy)
+        start = self.start[:, None, None]
+        self.slots.fill(k, v, scores, kept, (kept - start).clamp(min=-1).to(torch.int32))
+        if self.state is not None and self.kernel is not None:
+            for i in range(0, gone.shape[-1], ABSORB_BLOCK):
+                index = by_head(gone[..., i : i + ABSORB_BLOCK], k.shape[1])[..., None]
+                rows = index.expand(-1, -1, -1, k.shape[-1])
+                real = index >= start[..., None]
+                self.state.absorb(self.kernel.psi(k.gather(2, rows)) * real, v.gather(2, rows))
+        if self.observer is not None:
+            times = (length - self.start)[:, None].expand(-1, gone.shape[-1])
+            self.observer((gone - start).clamp(min=-1), times)
+        return full_attention(q, k, v, self.start)
+
+    def _read_tokens(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Tokens one after another under the policy."""
+        ops = decode_backend(q.device)
+        position = self.seen - self.start
+        decoded = ops.decode(self.slots, q, k, v, position, self.policy)
+        if self.observer is not None:
+            times = position[:, None] + torch.arange(1, q.shape[2] + 1, device=q.device)
+            self.observer(decoded.positions, times)
+        if self.state is None or self.kernel is None:
+            return decoded.out  # type: ignore[no-any-return]
+        phi, psi = self.kernel.both(q, decoded.keys)
+        return ops.absorb_and_merge(  # type: ignore[no-any-return]
+            decoded, phi, psi, self.state, position, self.policy.budget
+        )
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held, by part; see :meth:`LessCache.memory`."""
+        if not self.is_initialized:
+            return {"slots": 0, "scores": 0, "state": 0}
+        slots, state = self.slots, self.state
+        parts = {
+            "slots": [slots.keys, slots.values],
+            "scores": [slots.scores, slots.positions, slots.free, self.start],
+            "state": [] if state is None else [state.H, state.z],
+        }
+        return {name: sum(x.nbytes for x in tensors) for name, tensors in parts.items()}
+
+    # --- the library's contract ---------------------------------------------------------------
+
+    def get_seq_length(self) -> int:
+        """Tokens read, padding included: positions of new tokens follow from it."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the mask: as if nothing had been evicted."""
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything; the next prompt may have another batch size."""
+        self.keys = self.values = None
+        self.is_initialized = self.unread = False
+        self.seen = 0
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep sequences ``indices`` (B',), in that order, repeats allowed."""
+        if not self.is_initialized:
+            return
+        indices = indices.to(self.start.device)
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero()[:, 0]
+        state = self.state
+        if state is not None:
+            state = LowRankState(state.H.index_select(0, indices), state.z.index_select(0, indices))
+        self._hold(self.slots.select(indices), state, self.start.index_select(0, indices))
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Beams continue from sequences ``beam_idx`` (B,)."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each sequence ``repeats`` times."""
+        if self.is_initialized:
+            batch = torch.arange(self.start.shape[0], device=self.start.device)
+            self.batch_select_indices(batch.repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last ``-tokens_to_remove`` tokens, where nothing has followed from them.
+
+        Raises:
+            ConfigError: something was evicted, or the tokens' queries changed scores.
+        """
+        if tokens_to_remove == 0 or not self.is_initialized:
+            return
+        if tokens_to_remove > 0:
+            raise ConfigError("crop() takes the number of tokens to remove as a negative number.")
+        left = self.seen + tokens_to_remove - self.start
+        if self.policy.needs_scores or int((self.seen - self.start).max()) > self.policy.budget:
+            raise ConfigError(
+                "a bounded cache cannot take tokens back once it has evicted or scored; "
+                "assisted decoding needs the full cache."
+            )
+        self.slots.positions.masked_fill_(self.slots.positions >= left[:, None, None], -1)
+        self.slots.free.copy_(left.clamp(min=0)[:, None].expand_as(self.slots.free))
+        self.seen = max(self.seen + tokens_to_remove, 0)
+
+
+class LessCache(Cache):
+    """A cache of ``policy.budget`` pairs a sequence and head, and the low-rank state of the rest.
+
+    Args:
+        config: of a model that :func:`pipeline.attention.enable` has prepared.
+        policy: of every layer.
+        kernels: one per layer (LESS, +Performer), or None (the sparse policy alone).
+        prefill: ``full``: the prompt comes in one forward pass, sees itself in full, and one cut
+            follows. ``policy``: every token is read under the policy, in pieces of any length, so
+            memory does not depend on the prompt (``prefill_chunk_size`` of `generate`).
+
+    Raises:
+        ConfigError: kernels of another number of layers, other heads or another head size;
+            unknown ``prefill``.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        policy: Policy,
+        kernels: Sequence[Kernel] | None = None,
+        prefill: Prefill = "full",
+    ) -> None:
+        if prefill not in get_args(Prefill):
+            raise unknown("prefill", prefill, get_args(Prefill))
+        self.config = config.get_text_config(decoder=True)
+        count = self.config.num_hidden_layers
+        if kernels is not None and len(kernels) != count:
+            raise ConfigError(
+                f"the model has {count} layers, but there are {len(kernels)} kernels."
+            )
+        packed = [check_kernel(kernel, self.config) for kernel in kernels or ()]
+        super().__init__(
+            layers=[LessLayer(policy, packed[i] if packed else None, prefill) for i in range(count)]
+        )
+
+    @property
+    def _is_user_defined(self) -> bool:
+        return True
+
+    @_is_user_defined.setter
+    def _is_user_defined(self, value: bool) -> None:
+        # `generate` sets this once, before it reads a prompt: the one moment at which a cache can
+        # know that another prompt begins.
+        if self.get_seq_length() > 0:
+            raise ConfigError(
+                f"the cache has already read {self.get_seq_length()} tokens: call reset() before "
+                "another generate()."
+            )
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
+        *args: Any, **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """See :meth:`LessLayer.update`.
+
+        Raises:
+            ConfigError: the model's attention is not routed through this project's.
+        """
+        if self.config._attn_implementation != NAME:
+            raise ConfigError(
+                f"the model's attention ('{self.config._attn_implementation}') gives a bounded "
+                "cache no queries; call pipeline.attention.enable(model) first."
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held by all layers: slots (keys, values), scores (and positions), state (H, z)."""
+        layers = [layer.memory() for layer in self.layers]  # type: ignore[union-attr]
+        return {part: sum(layer[part] for layer in layers) for part in layers[0]}
+
+
+def check_kernel(kernel: Kernel, config: PreTrainedConfig) -> PackedKernel | PlainKernel:
+    """The form a cache runs, after a try on zeros shows that it fits the model's heads.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    heads, groups, size = head_layout(config)
+    packed = pack(kernel)
+    rank = packed.kernel_size
+    try:
+        phi = packed.phi(torch.zeros(1, heads, 1, size, device=packed.device))
+        psi = packed.psi(torch.zeros(1, groups, 1, size, device=packed.device))
+        fits = phi.shape == (1, heads, 1, rank) and psi.shape == (1, groups, 1, rank)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ConfigError(
+            f"the kernel does not fit the model: {heads} query heads, {groups} key/value heads of "
+            f"size {size}, {rank} features a token; it was trained for another model."
+        )
+    return packed
+
+
+def expected_memory(
+    config: PreTrainedConfig, policy: Policy, batch: int, dtype: torch.dtype,
+    kernel_size: int | None = None,
+) -> dict[str, int]:  # fmt: skip
+    """Bytes that a :class:`LessCache` will hold, by the parts of :meth:`LessCache.memory`.
+
+    Args:
+        kernel_size: R, or None without kernels.
+    """
+    _, groups, size = head_layout(config)
+    sets, places = groups if policy.pooling == "group" else 1, policy.budget + 1
+    units = config.num_hidden_layers * batch
+    numbers = places * (2 if policy.needs_scores else 1) + 1  # positions, scores; the free slot
+    return {
+        "slots": units * groups * places * 2 * size * dtype.itemsize,
+        "scores": units * (sets * numbers + 1) * 4,
+        "state": units * groups * (kernel_size or 0) * (size + 1) * 4,
+    }
+
+
+def full_cache_bytes(config: PreTrainedConfig, batch: int, length: int, dtype: torch.dtype) -> int:
+    """Bytes of the library's full cache after ``length`` tokens."""
+    _, groups, size = head_layout(config)
+    layers: int = config.num_hidden_layers
+    return layers * batch * groups * length * 2 * size * dtype.itemsize
+
+
+def _left_padding(mask: torch.Tensor, length: int) -> torch.Tensor:
+    """How many of the first tokens are padding, (B,), from a mask (B, 1, 1, length).
+
+    Raises:
+        ConfigError: the mask hides anything else.
+    """
+    if mask.shape[2:] != (1, length):
+        raise ConfigError("a bounded cache reads causal masks with padding only, no custom ones.")
+    real = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] > -1
+    start = length - real.sum(-1)
+    if not bool((real == (torch.arange(length, device=mask.device) >= start[:, None])).all()):
+        raise ConfigError(
+            "a bounded cache needs padding on the left (tokenizer.padding_side = 'left'), and a "
+            "mask over all tokens since its last reset()."
+        )
+    return start

@@ -1,0 +1,241 @@
+"""A decode step compiled with numba: one pass over the slots of each index set.
+
+Slots of bfloat16 and float16 are read as bit patterns and widened row by row, so the arithmetic is
+float32 whatever the storage. One thread an index set.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba.extending import overload
+
+from pipeline.ops import Decoded, reference
+from pipeline.ops.cpu import _jit, _parallel, _victim
+from pipeline.policies import Policy
+from pipeline.slots import Slots
+from pipeline.synthesis import EPSILON, LowRankState
+
+
+def _widen(x: Any) -> Any:
+    """A stored number as float32; bfloat16 is stored as uint16, float16 as int16."""
+
+
+@overload(_widen, inline="always")
+def _widen_of(x):  # type: ignore[no-untyped-def]
+    if isinstance(x, numba.types.Float):
+        return lambda x: x
+    if x == numba.uint16:
+        return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+
+    def half(x):  # type: ignore[no-untyped-def]
+        # Exponent and mantissa moved to float32's places are 2^-112 times too small, also for
+        # subnormals; infinities and NaN, which no cache holds, come out finite.
+        bits = np.uint32(np.uint16(x))
+        magnitude = np.uint32((bits & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32)
+        sign = np.float32(1) - np.float32((bits >> np.uint32(15)) << np.uint32(1))
+        return sign * (magnitude * np.float32(2.0**112))
+
+    return half
+
+
+@_jit
+def _exp(x):  # type: ignore[no-untyped-def]
+    """exp of x <= 0 in float32 to 2 units in the last place, in operations that vectorise.
+
+    2^n times a polynomial on [-ln2/2, ln2/2] (coefficients of Cephes' expf).
+    """
+    x = max(x, np.float32(-87.0))
+    n = np.float32(np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5)))
+    r = x - n * np.float32(0.693359375)
+    r = r + n * np.float32(2.12194440e-4)
+    y = np.float32(1.9875691500e-4)
+    y = y * r + np.float32(1.3981999507e-3)
+    y = y * r + np.float32(8.3334519073e-3)
+    y = y * r + np.float32(4.1665795894e-2)
+    y = y * r + np.float32(1.6666665459e-1)
+    y = y * r + np.float32(5.0000001201e-1)
+    y = y * r * r + r + np.float32(1)
+    return y * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@_jit
+def _read(queries, keys, values, count, scale, weight, row, mass, out, lse):  # type: ignore[no-untyped-def]
+    """Queries (N, D) of one key/value head over ``count`` slots.
+
+    Fills ``out`` (N, D) and ``lse`` (N,), adds the probabilities to ``mass``; ``weight`` (N, >=
+    count) and ``row`` (D,) are scratch.
+    """
+    heads, size = queries.shape
+    for c in range(count):
+        for i in range(size):
+            row[i] = _widen(keys[c, i])
+        for n in range(heads):
+            logit = np.float32(0)
+            for i in range(size):
+                logit += queries[n, i] * row[i]
+            weight[n, c] = logit * scale
+    for n in range(heads):
+        top = weight[n, 0]
+        for c in range(1, count):
+            top = max(top, weight[n, c])
+        total = np.float32(0)
+        for c in range(count):
+            weight[n, c] = _exp(weight[n, c] - top)
+            total += weight[n, c]
+        share = np.float32(1) / total
+        for c in range(count):
+            weight[n, c] *= share
+            mass[c] += weight[n, c]
+        lse[n] = top + np.float32(np.log(total))
+        out[n] = np.float32(0)
+    for c in range(count):
+        for i in range(size):
+            row[i] = _widen(values[c, i])
+        for n in range(heads):
+            p = weight[n, c]
+            for i in range(size):
+                out[n, i] += p * row[i]
+
+
+@_parallel
+def _decode(  # type: ignore[no-untyped-def]
+    q, k, v, keys, values, positions, scores, free, first, sink, recent, budget, decay, scale,
+    out, lse, gone_keys, gone_values, gone,
+):  # fmt: skip
+    """See :func:`pipeline.ops.reference.decode`; q (B, G, N, T, D), out and lse likewise."""
+    batch, groups, rep, length, size = q.shape
+    sets = positions.shape[1]
+    shared = groups // sets
+    scored = scores.shape[2] > 0
+    for job in numba.prange(batch * sets):
+        b, u = job // sets, job % sets
+        row = np.empty(size, np.float32)
+        weight = np.empty((rep, budget + 1), np.float32)
+        mass = np.empty(budget + 1, np.float32)
+        queries = np.empty((rep, size), np.float32)
+        read = np.empty((rep, size), np.float32)
+        read_lse = np.empty(rep, np.float32)
+        for t in range(length):
+            now = first[b] + t
+            gone[b, u, t] = -1
+            if now < 0:
+                out[b, u * shared : (u + 1) * shared, :, t] = np.float32(0)
+                continue
+            count = min(now, budget) + 1
+            slot = free[b, u]
+            positions[b, u, slot] = now
+            mass[:count] = np.float32(0)
+            for g in range(u * shared, (u + 1) * shared):
+                keys[b, g, slot] = k[b, g, t]
+                values[b, g, slot] = v[b, g, t]
+                queries[:] = q[b, g, :, t]
+                _read(
+                    queries, keys[b, g], values[b, g], count, scale, weight, row, mass, read,
+                    read_lse,
+                )  # fmt: skip
+                out[b, g, :, t] = read
+                lse[b, g, :, t] = read_lse
+            score = mass  # with no candidate but one, any score does
+            if scored:
+                score = scores[b, u]
+                score[slot] = np.float32(0)
+                for c in range(count):
+                    score[c] = decay * score[c] + mass[c]
+            if now < budget:
+                free[b, u] = now + 1
+                continue
+            slot = _victim(positions[b, u], score, count, now, sink, recent)
+            gone[b, u, t] = positions[b, u, slot]
+            for g in range(u * shared, (u + 1) * shared):
+                gone_keys[b, g, t] = keys[b, g, slot]
+                gone_values[b, g, t] = values[b, g, slot]
+            positions[b, u, slot] = -1
+            free[b, u] = slot
+
+
+@_parallel
+def _absorb_and_merge(  # type: ignore[no-untyped-def]
+    out, lse, phi, psi, v, gone, H, z, first, budget, epsilon
+):
+    """One token, in place: ``out`` (B, G, N, D) is corrected, then H and z take the pair in."""
+    batch, groups, rep, size = out.shape
+    rank = z.shape[2]
+    shared = groups // gone.shape[1]
+    for job in numba.prange(batch * groups):
+        b, g = job // groups, job % groups
+        if first[b] > budget:
+            for n in range(rep):
+                low = np.float32(epsilon)
+                for r in range(rank):
+                    low += phi[b, g, n, r] * z[b, g, r]
+                low = np.float32(np.log(low))
+                top = max(lse[b, g, n], low)
+                total = top + np.float32(np.log(np.exp(lse[b, g, n] - top) + np.exp(low - top)))
+                share = np.float32(np.exp(lse[b, g, n] - total))
+                unit = np.float32(np.exp(-total))
+                for i in range(size):
+                    out[b, g, n, i] *= share
+                for r in range(rank):
+                    w = phi[b, g, n, r] * unit
+                    for i in range(size):
+                        out[b, g, n, i] += w * H[b, g, r, i]
+        if gone[b, g // shared] >= 0:
+            for r in range(rank):
+                w = psi[b, g, r]
+                z[b, g, r] += w
+                for i in range(size):
+                    H[b, g, r, i] += w * _widen(v[b, g, i])
+
+
+def _array(x: torch.Tensor) -> np.ndarray:
+    """A view as numpy; half types as bit patterns (:func:`_widen`)."""
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.uint16).numpy()
+    if x.dtype == torch.float16:
+        return x.view(torch.int16).numpy()
+    return x.numpy()
+
+
+def decode(
+    slots: Slots, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor,
+    policy: Policy,
+) -> Decoded:  # fmt: skip
+    """See :func:`pipeline.ops.reference.decode`."""
+    batch, heads, length, size = q.shape
+    groups, sets = k.shape[1], slots.positions.shape[1]
+    out = torch.empty(batch, groups, heads // groups, length, size)
+    lse = torch.empty(batch, groups, heads // groups, length)
+    keys, values = k.new_zeros(k.shape), v.new_zeros(v.shape)
+    gone = torch.empty(batch, sets, length, dtype=torch.int32)
+    _decode(
+        q.float().contiguous().view(out.shape).numpy(), _array(k.contiguous()),
+        _array(v.contiguous()), _array(slots.keys), _array(slots.values), slots.positions.numpy(),
+        slots.scores.numpy(), slots.free.numpy(), position.numpy(), policy.sink, policy.recent,
+        policy.budget, np.float32(policy.decay), np.float32(size**-0.5), out.numpy(), lse.numpy(),
+        _array(keys), _array(values), gone.numpy(),
+    )  # fmt: skip
+    return Decoded(out.view(q.shape), lse.view(q.shape[:-1]), keys, values, gone)
+
+
+def absorb_and_merge(
+    decoded: Decoded, phi: torch.Tensor, psi: torch.Tensor, state: LowRankState,
+    position: torch.Tensor, budget: int,
+) -> torch.Tensor:  # fmt: skip
+    """See :func:`pipeline.ops.reference.absorb_and_merge`; compiled for one token, in place."""
+    batch, groups, length, rank = psi.shape
+    if length > 1:
+        return reference.absorb_and_merge(decoded, phi, psi, state, position, budget)
+    size = decoded.out.shape[-1]
+    _absorb_and_merge(
+        decoded.out.view(batch, groups, -1, size).numpy(),
+        decoded.lse.view(batch, groups, -1).numpy(),
+        phi.reshape(batch, groups, -1, rank).contiguous().numpy(),
+        psi.reshape(batch, groups, rank).contiguous().numpy(),
+        _array(decoded.values.view(batch, groups, size)), decoded.positions[..., 0].numpy(),
+        state.H.numpy(), state.z.numpy(), position.numpy(), budget, EPSILON,
+    )  # fmt: skip
+    return decoded.out
