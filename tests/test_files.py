@@ -9,15 +9,8 @@ from safetensors.torch import save_file
 
 import pipeline
 from pipeline.errors import DataError
-from pipeline.files import (
-    load_json,
-    load_tensors,
-    open_tensors,
-    save_json,
-    save_tensors,
-    sha256,
-    whole,
-)
+from pipeline.files import load_json, save_json, sha256, whole
+from pipeline.tensors import load_tensors, open_tensors, save_tensors
 
 
 def names(folder):

@@ -1,0 +1,42 @@
+# The whole experiment: text and weights to samples, features, kernels, evaluations, tables and
+# figures. `snakemake` runs the embedded default (config.yaml); another experiment of the same
+# schema is chosen with `snakemake --configfile experiments/<name>.yaml`.
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+# Only without --configfile: Snakemake would merge the two, and an experiment is one file.
+if not config:
+
+    configfile: "config.yaml"
+
+
+container: "docker://python:3.11-slim"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/model.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/features.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        # The tidy table lies in scratch, so a checkout that carries committed results but no
+        # scratch runs everything.
+        SCRATCH / "tidy.parquet",
+        RESULTS / "provenance.json",
+        tables(),
+        figures(),

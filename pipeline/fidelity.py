@@ -1,0 +1,54 @@
+"""How well approximated attention rows match the true ones (paper, section 4.4 and Figure 6)."""
+
+from __future__ import annotations
+
+import torch
+
+from pipeline.kernels import Kernel
+from pipeline.synthesis import EPSILON
+
+ROWS = 256  # queries at once; keeps memory at O(ROWS * S)
+
+
+def hellinger(
+    q: torch.Tensor, k: torch.Tensor, evicted_at: torch.Tensor, kernel: Kernel | None = None
+) -> torch.Tensor:
+    """Hellinger distance of each attention row to its approximation under eviction times.
+
+        distance = || sqrt(p) - sqrt(p') ||_2 / sqrt(2)
+
+    where p' spreads over the visible keys by exp(q k / sqrt(d)) and, given a ``kernel``, over the
+    evicted ones by phi(q) psi(k).
+
+    Args:
+        q: (B, H, S, D). k: (B, G, S, D). evicted_at: (B, G, S).
+
+    Returns:
+        float32 (B, H, S), in [0, 1].
+    """
+    batch, heads, length, size = q.shape
+    groups = k.shape[1]
+    rows = q.float().view(batch, groups, heads // groups, length, size)
+    position = torch.arange(length, device=q.device)
+    features = None
+    if kernel is not None:
+        phi = kernel.phi(q).view(batch, groups, heads // groups, length, -1)
+        features = phi, kernel.psi(k)[:, :, None].transpose(-1, -2)
+    distances = []
+    for start in range(0, length, ROWS):
+        chunk = slice(start, min(start + ROWS, length))
+        causal = position[None, :] <= position[chunk, None]
+        visible = causal & (position[chunk, None] < evicted_at[:, :, None, None, :])
+        logits = rows[..., chunk, :] @ k.float()[:, :, None].transpose(-1, -2) * size**-0.5
+        logits = logits.masked_fill(~causal, float("-inf"))
+        true = logits.softmax(-1)
+        # One shift for both parts keeps exp in range and cancels in the normalisation.
+        shift = logits.amax(-1, keepdim=True)
+        mass = torch.where(visible, (logits - shift).exp(), 0.0)
+        if features is not None:
+            low_rank = features[0][..., chunk, :] @ features[1] * (-shift).exp()
+            mass = torch.where(visible | ~causal, mass, low_rank)
+        approximate = mass / mass.sum(-1, keepdim=True).clamp(min=EPSILON)
+        affinity = (true * approximate).sqrt().sum(-1)
+        distances.append((1 - affinity).clamp(min=0).sqrt())
+    return torch.cat(distances, dim=-1).view(batch, heads, length)

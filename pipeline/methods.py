@@ -1,0 +1,33 @@
+"""The methods every table compares: which budget they hold and which kernels correct them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One column of the paper's tables.
+
+    Attributes:
+        title: for tables and figures.
+        extra_tokens: whether the budget grows by the R/2 tokens that the low-rank state would take.
+        kernel: name of the kernel in :data:`pipeline.kernels.KERNELS`, or None.
+        trained: whether the kernel comes from a checkpoint (one for every train sparsity).
+    """
+
+    title: str
+    extra_tokens: bool = False
+    kernel: str | None = None
+    trained: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "baseline": Method("Baseline"),
+    "baseline_plus": Method("Baseline+", extra_tokens=True),
+    "performer": Method("+Performer", kernel="performer"),
+    "less": Method("LESS", kernel="less", trained=True),
+}
+"""What a policy at a sparsity is evaluated as; the full cache stands beside the grid."""

@@ -1,0 +1,73 @@
+"""Write the attention features of a model to disk: q, k, v of every layer, after rotary embedding.
+
+The model runs once over the samples with full attention. Each layer gets a file of its own with
+its output projection, so that training needs neither the model nor `transformers`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from pipeline.attention import attention_layers, output_projection, record
+from pipeline.errors import ConfigError
+from pipeline.files import sha256, whole_folder
+from pipeline.layout import layer_file
+from pipeline.models import load_model, model_shape
+from pipeline.progress import Progress
+from pipeline.tensors import create_tensors, load_tensors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``less dump``."""
+    parser.add_argument("--model", type=Path, required=True, help="transformers folder")
+    parser.add_argument("--dtype", default="float32", help="of weights and forward passes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--samples", type=Path, required=True)
+    parser.add_argument("--layers", type=int, nargs=2, required=True, metavar=("START", "STOP"))
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True, help="folder of layer files")
+
+
+@torch.inference_mode()
+def run(args: argparse.Namespace) -> None:
+    """Write ``q`` (N, H, S, D), ``k``, ``v`` (N, G, S, D) float16 and ``o_weight`` a layer."""
+    samples, _ = load_tensors(args.samples, "samples")
+    tokens = samples["tokens"].long()
+    model = load_model(args.model, args.dtype, args.device)
+    shape = model_shape(model.config)
+    start, stop = args.layers
+    if not 0 <= start < stop <= shape.num_layers:
+        raise ConfigError(f"layers {start}..{stop} do not lie in the model's {shape.num_layers}.")
+    count, length = tokens.shape
+    half = torch.float16
+    heads = {"q": shape.num_heads, "k": shape.num_kv_heads, "v": shape.num_kv_heads}
+    weights = [output_projection(layer).weight for layer in attention_layers(model)]
+    identity = {"samples": sha256(args.samples), "model": str(args.model), "dtype": args.dtype}
+    with whole_folder(args.out) as folder, ExitStack() as files:
+        written: dict[int, dict[str, torch.Tensor]] = {}
+        for layer in range(start, stop):
+            form: dict[str, tuple[torch.dtype, tuple[int, ...]]]
+            form = {n: (half, (count, h, length, shape.head_dim)) for n, h in heads.items()}
+            form["o_weight"] = (torch.float32, tuple(weights[layer].shape))
+            written[layer] = files.enter_context(
+                create_tensors(layer_file(folder, layer), form, "features", layer=layer, **identity)
+            )
+            written[layer]["o_weight"].copy_(weights[layer])
+        rows = slice(0, 0)
+
+        def receive(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+            if layer in written:
+                for name, value in (("q", q), ("k", k), ("v", v)):
+                    written[layer][name][rows].copy_(value)
+
+        progress = Progress("dump", count)
+        with record(model, receive):
+            for first in range(0, count, args.batch_size):
+                rows = slice(first, min(first + args.batch_size, count))
+                model(tokens[rows].to(args.device), use_cache=False, logits_to_keep=1)
+                for _ in range(rows.stop - rows.start):
+                    progress.step()

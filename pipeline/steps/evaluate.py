@@ -1,0 +1,130 @@
+"""Measure teacher-forced perplexity under a policy by every method, window by window."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from pipeline.attention import attach
+from pipeline.checkpoint import Heads, load_kernels
+from pipeline.errors import ConfigError
+from pipeline.files import save_table
+from pipeline.kernels import Kernel, get_kernel
+from pipeline.methods import FULL, METHODS
+from pipeline.models import Shape, load_model, model_shape
+from pipeline.policies import get_policy
+from pipeline.progress import Progress
+from pipeline.tensors import load_tensors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``less evaluate``."""
+    parser.add_argument("--model", type=Path, required=True, help="transformers folder")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--samples", type=Path, required=True)
+    add_cell_arguments(parser)
+    parser.add_argument("--out", type=Path, required=True)
+
+
+def add_cell_arguments(parser: argparse.ArgumentParser) -> None:
+    """What names a cell of the grid: policy, budget, methods and the kernels they need."""
+    parser.add_argument("--policy", help="leave out for the full cache")
+    parser.add_argument("--budget", type=int, help="tokens")
+    parser.add_argument("--scores", default="cached", help="cached or full")
+    parser.add_argument("--methods", nargs="*", default=[])
+    parser.add_argument(
+        "--kernels", type=kernel_file, nargs="*", default=[], metavar="SPARSITY=FILE"
+    )
+    parser.add_argument("--kernel-size", type=int, default=8, help="R of the low-rank state")
+    parser.add_argument("--seed", type=int, default=0, help="of random features")
+    parser.add_argument(
+        "--label", type=json.loads, default={}, help="columns every row carries, as JSON"
+    )
+
+
+def kernel_file(text: str) -> tuple[float, Path]:
+    """``0.05=path`` to (0.05, path): kernels by the sparsity they were trained at."""
+    sparsity, _, path = text.partition("=")
+    return float(sparsity), Path(path)
+
+
+Variant = tuple[str, float | None, int, list[Kernel] | None]
+"""A method with its train sparsity (if trained), budget in tokens, and kernels (if any)."""
+
+
+def variants(args: argparse.Namespace, shape: Shape, dtype: torch.dtype) -> list[Variant]:
+    """Everything a cell compares."""
+    heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    found: list[Variant] = []
+    for name in args.methods:
+        method = METHODS[name]
+        budget = args.budget + (args.kernel_size // 2 if method.extra_tokens else 0)
+        if method.trained:
+            for sparsity, path in args.kernels:
+                trained: list[Kernel] = list(load_kernels(path, heads, shape.num_layers, dtype))
+                found.append((name, sparsity, budget, trained))
+        elif method.kernel is not None:
+            untrained: list[Kernel] = [
+                get_kernel(
+                    method.kernel, **vars(heads), kernel_size=args.kernel_size,
+                    seed=args.seed * 1009 + layer,
+                )
+                for layer in range(shape.num_layers)
+            ]  # fmt: skip
+            found.append((name, None, budget, untrained))
+        else:
+            found.append((name, None, budget, None))
+    return found
+
+
+@torch.inference_mode()
+def window_nll(model: Any, tokens: torch.Tensor) -> float:
+    """Summed negative log-likelihood in nats of tokens (1, S) given those before them."""
+    logits = model(tokens, use_cache=False).logits[0, :-1].float()
+    return float(F.cross_entropy(logits, tokens[0, 1:], reduction="sum"))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write one row a method, train sparsity and window: summed loss, tokens and words."""
+    samples, header = load_tensors(args.samples, "samples")
+    model = load_model(args.model, args.dtype, args.device)
+    shape = model_shape(model.config)
+    cells: Sequence[Variant] = [(FULL, None, 0, None)]
+    if args.policy is not None:
+        if args.budget is None or not args.methods:
+            raise ConfigError("a policy needs --budget and --methods.")
+        cells = variants(args, shape, model.dtype)
+    progress = Progress("evaluate", len(cells) * len(samples["tokens"]))
+    rows: list[dict[str, Any]] = []
+    for method, train_sparsity, budget, kernels in cells:
+        attached: AbstractContextManager[Any] = nullcontext()
+        if args.policy is not None:
+            if kernels is not None:
+                for kernel in kernels:
+                    kernel.to(args.device)  # type: ignore[attr-defined]
+            attached = attach(model, get_policy(args.policy, budget), kernels, args.scores)
+        with attached:
+            for index, tokens in enumerate(samples["tokens"].long().to(args.device)):
+                nll = window_nll(model, tokens[None])
+                rows.append(
+                    {
+                        "method": method,
+                        "train_sparsity": train_sparsity,
+                        "budget": budget,
+                        "document": header["documents"][index],
+                        "tokens": len(tokens) - 1,
+                        "words": int(samples["words"][index]),
+                        "nll": nll,
+                    }
+                )
+                progress.step(f"{method}: {nll / (len(tokens) - 1):.3f} nats a token")
+    save_table(args.out, pd.DataFrame(rows).assign(policy=args.policy, **args.label))

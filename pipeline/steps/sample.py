@@ -1,0 +1,45 @@
+"""Cut windows of tokens from a data set: the input of dumping and of evaluation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from pipeline.data import load_documents, sample_windows
+from pipeline.tensors import save_tensors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``less sample``."""
+    parser.add_argument("--dataset", type=json.loads, required=True, help="data set, as JSON")
+    parser.add_argument("--downloads", type=Path, required=True, help="folder of fetched packages")
+    parser.add_argument("--data-dir", type=Path, help="folder of local JSONL data sets")
+    parser.add_argument("--model", type=Path, required=True, help="folder that holds the tokenizer")
+    parser.add_argument("--length", type=int, required=True, help="tokens a window")
+    parser.add_argument("--count", type=int, required=True, help="windows")
+    parser.add_argument("--pack", action="store_true", help="join short documents")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write ``tokens`` (N, length) and ``words`` (N,), int32; document ids are in the header."""
+    from pipeline.models import load_tokenizer
+
+    spec = dict(args.dataset)
+    start, stop = spec.pop("documents", [0, None])
+    documents = load_documents(spec, downloads=args.downloads, data_dir=args.data_dir)[start:stop]
+    windows = sample_windows(
+        documents, load_tokenizer(args.model), args.length, args.count, args.seed, pack=args.pack
+    )
+    save_tensors(
+        args.out,
+        {"tokens": windows.tokens, "words": torch.tensor(windows.words, dtype=torch.int32)},
+        "samples",
+        documents=windows.ids,
+        dataset=args.dataset,
+        seed=args.seed,
+    )

@@ -1,0 +1,109 @@
+"""Train the kernels of some layers, one after the other, each independent of all others."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pipeline.checkpoint import Heads, save_kernels
+from pipeline.errors import ConfigError, DataError
+from pipeline.files import save_table
+from pipeline.kernels import LessKernel, get_kernel
+from pipeline.layout import layer_file
+from pipeline.policies import get_policy
+from pipeline.tensors import open_tensors
+from pipeline.training import Epoch, Recipe, evaluate, prepare, split, train_layer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``less train``."""
+    parser.add_argument("--features", type=Path, nargs="+", required=True, help="folders of dumps")
+    parser.add_argument("--layers", type=int, nargs=2, required=True, metavar=("START", "STOP"))
+    parser.add_argument("--policy", required=True)
+    parser.add_argument("--budget", type=int, required=True, help="tokens")
+    parser.add_argument("--scores", default="cached", help="cached or full")
+    parser.add_argument("--kernel", type=json.loads, default={}, help="sizes, as JSON")
+    parser.add_argument("--recipe", type=json.loads, default={}, help="optimisation, as JSON")
+    parser.add_argument("--compute-dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", type=Path, required=True, help="folder for unfinished layers")
+    parser.add_argument("--out", type=Path, required=True, help="kernels")
+    parser.add_argument("--curves", type=Path, required=True, help="loss curves (parquet)")
+
+
+def find_features(folders: list[Path], layer: int) -> Path:
+    """The feature file of ``layer``.
+
+    Raises:
+        DataError: no folder holds it.
+    """
+    for folder in folders:
+        if layer_file(folder, layer).exists():
+            return layer_file(folder, layer)
+    raise DataError(f"no features of layer {layer} in {', '.join(map(str, folders))}.")
+
+
+def read_sequences(handle: Any, device: str) -> Iterator[tuple[torch.Tensor, ...]]:
+    """q (1, H, S, D), k, v (1, G, S, D), float32, one sequence after the other."""
+    slices = [handle.get_slice(name) for name in ("q", "k", "v")]
+    for row in range(slices[0].get_shape()[0]):
+        yield tuple(part[row : row + 1].float().to(device) for part in slices)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write kernels of layers START..STOP-1 and one row an epoch and layer of their loss curves."""
+    policy = get_policy(args.policy, args.budget)
+    recipe = Recipe(**args.recipe, seed=args.seed)
+    compute_dtype = getattr(torch, args.compute_dtype)
+    wanted = {"policy": asdict(policy), "scores": args.scores, "recipe": asdict(recipe)}
+    kernels: dict[int, LessKernel] = {}
+    curves: list[dict[str, Any]] = []
+    losses: dict[str, dict[str, float]] = {}
+    for layer in range(*args.layers):
+        with open_tensors(find_features(args.features, layer), "features") as (handle, header):
+            heads = Heads(
+                handle.get_slice("q").get_shape()[1],
+                handle.get_slice("k").get_shape()[1],
+                handle.get_slice("q").get_shape()[3],
+            )
+            prepared = prepare(
+                read_sequences(handle, args.device),  # type: ignore[arg-type]
+                handle.get_tensor("o_weight").to(args.device), policy, args.scores,
+            )  # fmt: skip
+        kernel = get_kernel(
+            "less", **vars(heads), **args.kernel, seed=args.seed * 1009 + layer,
+            compute_dtype=compute_dtype,
+        ).to(args.device)  # fmt: skip
+        if not isinstance(kernel, LessKernel):
+            raise ConfigError("only trainable kernels can be trained.")
+        sparse = evaluate(prepared, split(len(prepared), recipe.validation, recipe.seed)[1], None)
+
+        def report(epoch: Epoch, layer: int = layer, sparse: float = sparse) -> None:
+            print(
+                f"layer {layer} (of {args.layers[0]}..{args.layers[1] - 1}) "
+                f"epoch {epoch.epoch}/{recipe.epochs}: validation {epoch.validation_loss:.3e} "
+                f"({epoch.validation_loss / sparse:.3f} of sparse), {epoch.seconds:.1f} s",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+
+        identity = json.dumps([wanted, header, args.kernel, args.compute_dtype], sort_keys=True)
+        key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        state = args.resume / f"layer{layer:03d}-{key}.safetensors"
+        curve = train_layer(prepared, kernel, recipe, state, report)
+        kernels[layer] = kernel.cpu()
+        curves += [{"layer": layer, "sparse_loss": sparse} | asdict(epoch) for epoch in curve]
+        losses[str(layer)] = {"sparse": sparse, "best": min(e.validation_loss for e in curve)}
+    save_table(args.curves, pd.DataFrame(curves).drop(columns="seconds"))
+    save_kernels(args.out, kernels, heads, args.kernel, losses=losses, **wanted)
+    shutil.rmtree(args.resume, ignore_errors=True)

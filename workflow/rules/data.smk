@@ -1,0 +1,41 @@
+# Windows of tokens, for training and for evaluation.
+
+
+def source_file(wildcards):
+    """The download that a data set is read from, if any."""
+    source = CONFIG["datasets"][wildcards.dataset]["source"]
+    found = [p for p in packages().values() if p.source == source]
+    return [DOWNLOADS / package.file for package in found]
+
+
+rule sample:
+    input:
+        source_file,
+        model=SCRATCH / "models" / "{model}",
+    output:
+        SCRATCH
+        / "samples"
+        / "{model}"
+        / "{dataset}-{windows}{packed,(-packed)?}.safetensors",
+    log:
+        LOGS / "sample" / "{model}" / "{dataset}-{windows}{packed}.log",
+    benchmark:
+        BENCHMARKS / "sample" / "{model}" / "{dataset}-{windows}{packed}.tsv"
+    retries: 1
+    threads: 1
+    resources:
+        mem_mb=memory(3000),
+        runtime=60,
+    params:
+        dataset=lambda wildcards: json.dumps(CONFIG["datasets"][wildcards.dataset]),
+        length=lambda wildcards: MODELS[wildcards.model]["context"],
+        pack=lambda wildcards: "--pack" if wildcards.packed else "",
+        data_dir=f"--data-dir {shlex.quote(DATA_DIR)}" if DATA_DIR else "",
+        downloads=DOWNLOADS,
+        seed=SEED,
+        code=code_of("sample"),
+    shell:
+        "python -m pipeline --threads {threads} sample --dataset {params.dataset:q}"
+        " --downloads {params.downloads:q} {params.data_dir} --model {input.model:q}"
+        " --length {params.length} --count {wildcards.windows} {params.pack} --seed {params.seed}"
+        " --out {output:q} > {log:q} 2>&1"

@@ -1,0 +1,111 @@
+# Kernels: one job for each model, policy, train sparsity and bundle of layers.
+
+
+def train_ranges(model):
+    """Bundles of layers that one job trains."""
+    return grid.layer_ranges(MODELS[model]["num_layers"], TRAIN["layers_per_job"])
+
+
+def features_for(wildcards):
+    """Folders of features that hold the layers of a bundle."""
+    layers = train_ranges(wildcards.model)[int(wildcards.part)]
+    parts = grid.overlapping(dump_ranges(wildcards.model), *layers)
+    return [features_of(wildcards.model, part) for part in parts]
+
+
+rule train:
+    input:
+        features_for,
+    output:
+        kernels=SCRATCH
+        / "kernels"
+        / "{model}"
+        / "{policy}-{sparsity}"
+        / "part{part}.safetensors",
+        curves=SCRATCH
+        / "kernels"
+        / "{model}"
+        / "{policy}-{sparsity}"
+        / "part{part}.parquet",
+    log:
+        LOGS / "train" / "{model}" / "{policy}-{sparsity}" / "part{part}.log",
+    benchmark:
+        BENCHMARKS / "train" / "{model}" / "{policy}-{sparsity}" / "part{part}.tsv"
+    retries: 1
+    threads: 1
+    resources:
+        mem_mb=memory(TRAIN["memory_mb"]),
+        runtime=240,
+        gpu=GPUS,
+    params:
+        layers=lambda wildcards: train_ranges(wildcards.model)[int(wildcards.part)],
+        budget=lambda wildcards: grid.budget(
+            CONFIG, wildcards.model, float(wildcards.sparsity)
+        ),
+        scores=GRID["scores"],
+        kernel=json.dumps(TRAIN["kernel"]),
+        recipe=json.dumps(TRAIN["recipe"]),
+        dtype=TRAIN["compute_dtype"],
+        device=DEVICE,
+        seed=SEED,
+        resume=lambda wildcards: SCRATCH.joinpath(
+            "unfinished",
+            wildcards.model,
+            f"{wildcards.policy}-{wildcards.sparsity}",
+            f"part{wildcards.part}",
+        ),
+        code=code_of("train"),
+    shell:
+        "python -m pipeline --threads {threads} train --features {input:q} --layers {params.layers}"
+        " --policy {wildcards.policy} --budget {params.budget} --scores {params.scores}"
+        " --kernel {params.kernel:q} --recipe {params.recipe:q} --compute-dtype {params.dtype}"
+        " --device {params.device} --seed {params.seed} --resume {params.resume:q}"
+        " --out {output.kernels:q} --curves {output.curves:q} > {log:q} 2>&1"
+
+
+def parts_of(suffix):
+    """Inputs of one training: what its jobs wrote, in order of layers."""
+
+    def files(wildcards):
+        folder = (
+            SCRATCH
+            / "kernels"
+            / wildcards.model
+            / f"{wildcards.policy}-{wildcards.sparsity}"
+        )
+        return [
+            folder / f"part{part}.{suffix}"
+            for part in range(len(train_ranges(wildcards.model)))
+        ]
+
+    return files
+
+
+rule collect:
+    input:
+        kernels=parts_of("safetensors"),
+        curves=parts_of("parquet"),
+    output:
+        kernels=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}.safetensors",
+        curves=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}.curves.parquet",
+    log:
+        LOGS / "collect" / "{model}" / "{policy}-{sparsity}.log",
+    benchmark:
+        BENCHMARKS / "collect" / "{model}" / "{policy}-{sparsity}.tsv"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=10,
+    params:
+        label=lambda wildcards: json.dumps(
+            {
+                "model": wildcards.model,
+                "policy": wildcards.policy,
+                "train_sparsity": float(wildcards.sparsity),
+            }
+        ),
+        code=code_of("collect"),
+    shell:
+        "python -m pipeline collect --kernels {input.kernels:q} --curves {input.curves:q}"
+        " --label {params.label:q} --out {output.kernels:q} --curves-out {output.curves:q}"
+        " > {log:q} 2>&1"
