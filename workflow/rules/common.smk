@@ -30,9 +30,7 @@ RESULTS = Path("results") / CONFIG["experiment"]
 LOGS = Path("logs") / CONFIG["experiment"]
 BENCHMARKS = SCRATCH / "benchmarks"
 
-MODELS, TASKS, TRAIN, GRID = (
-    CONFIG[key] for key in ("models", "tasks", "train", "grid")
-)
+MODELS, TASKS, TRAIN, GRID = (CONFIG[key] for key in ("models", "tasks", "train", "grid"))
 SEED, DEVICE = CONFIG["seed"], CONFIG["device"]
 GPUS = 1 if DEVICE == "cuda" else 0
 DATA_DIR = CONFIG["data_dir"]
@@ -100,9 +98,7 @@ def tables():
 
 def figures():
     """Every figure in both formats."""
-    return expand(
-        RESULTS / "figures" / "{name}.{form}", name=FIGURES, form=["svg", "png"]
-    )
+    return expand(RESULTS / "figures" / "{name}.{form}", name=FIGURES, form=["svg", "png"])
 
 
 def memory(base):
@@ -113,3 +109,123 @@ def memory(base):
 def model_memory(wildcards, attempt):
     """Memory in MB of a job that loads a model."""
     return MODELS[wildcards.model]["memory_mb"] * attempt
+
+
+# Weights
+
+
+def package_files(wildcards):
+    """The download that a model's weights come from, if any."""
+    name = MODELS[wildcards.model]["weights"].get("package")
+    return [DOWNLOADS / packages()[name].file] if name else []
+
+
+# Text
+
+
+def source_file(wildcards):
+    """The download that a data set is read from, if any."""
+    source = CONFIG["datasets"][wildcards.dataset]["source"]
+    found = [p for p in packages().values() if p.source == source]
+    return [DOWNLOADS / package.file for package in found]
+
+
+# Features
+
+
+def dump_ranges(model):
+    """Bundles of layers that one forward run writes."""
+    return grid.layer_ranges(MODELS[model]["num_layers"], CONFIG["dump"]["layers_per_job"])
+
+
+# Features are by far the largest files; without `dump.keep` they go once every layer is trained.
+kept_or_temporary = (lambda path: path) if CONFIG["dump"]["keep"] else temp
+
+
+# Kernels
+
+
+def train_ranges(model):
+    """Bundles of layers that one job trains."""
+    return grid.layer_ranges(MODELS[model]["num_layers"], TRAIN["layers_per_job"])
+
+
+def features_for(wildcards):
+    """Folders of features that hold the layers of a bundle."""
+    layers = train_ranges(wildcards.model)[int(wildcards.part)]
+    parts = grid.overlapping(dump_ranges(wildcards.model), *layers)
+    return [features_of(wildcards.model, part) for part in parts]
+
+
+def parts_of(suffix):
+    """Inputs of one training: what its jobs wrote, in order of layers."""
+
+    def files(wildcards):
+        folder = SCRATCH / "kernels" / wildcards.model / f"{wildcards.policy}-{wildcards.sparsity}"
+        return [
+            folder / f"part{part}.{suffix}" for part in range(len(train_ranges(wildcards.model)))
+        ]
+
+    return files
+
+
+# Measurements
+
+
+def task_samples(wildcards):
+    """Windows of a task's data set."""
+    name = wildcards.get("task")
+    task = TASKS[name] if name else CONFIG["fidelity"]
+    return samples_of(wildcards.model, task["dataset"], task["windows"])
+
+
+def trained_kernels(wildcards):
+    """Kernels that a cell compares: one for every train sparsity."""
+    if not grid.needs_training(CONFIG):
+        return []
+    return [
+        kernels_of(wildcards.model, wildcards.policy, sparsity)
+        for sparsity in GRID["train_sparsities"]
+    ]
+
+
+def cell_arguments(wildcards, input):
+    """What names a cell on the command line; its words are quoted here."""
+    budget = grid.budget(CONFIG, wildcards.model, float(wildcards.sparsity))
+    words = [
+        "--policy",
+        wildcards.policy,
+        "--budget",
+        budget,
+        "--scores",
+        GRID["scores"],
+    ]
+    words += ["--methods", *GRID["methods"], "--seed", SEED]
+    words += ["--kernel-size", TRAIN["kernel"]["kernel_size"]]
+    pairs = list(zip(GRID["train_sparsities"], input.kernels))
+    words += ["--kernels", *(f"{sparsity}={path}" for sparsity, path in pairs)] if pairs else []
+    return " ".join(shlex.quote(str(word)) for word in words)
+
+
+def cell_label(wildcards):
+    """Columns that say what a file of measurements is about."""
+    sparsity = wildcards.get("sparsity")
+    label = {"model": wildcards.model, "task": wildcards.get("task", "fidelity")}
+    return json.dumps(label | {"sparsity": None if sparsity is None else float(sparsity)})
+
+
+# Provenance
+
+
+def hashed_inputs():
+    """Files whose hashes a run is traced by: downloads, samples, kernels."""
+    found = {
+        package_file
+        for model in MODELS.values()
+        for package_file in [packages().get(model["weights"].get("package"))]
+        if package_file
+    }
+    sources = {dataset["source"] for dataset in CONFIG["datasets"].values()}
+    found |= {package for package in packages().values() if package.source in sources}
+    kernels = [kernels_of(t.model, t.policy, t.sparsity) for t in grid.trainings(CONFIG)]
+    return sorted(DOWNLOADS / package.file for package in found) + kernels

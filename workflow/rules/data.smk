@@ -1,22 +1,12 @@
 # Windows of tokens, for training and for evaluation.
 
 
-def source_file(wildcards):
-    """The download that a data set is read from, if any."""
-    source = CONFIG["datasets"][wildcards.dataset]["source"]
-    found = [p for p in packages().values() if p.source == source]
-    return [DOWNLOADS / package.file for package in found]
-
-
 rule sample:
     input:
         source_file,
         model=SCRATCH / "models" / "{model}",
     output:
-        SCRATCH
-        / "samples"
-        / "{model}"
-        / "{dataset}-{windows}{packed,(-packed)?}.safetensors",
+        SCRATCH / "samples" / "{model}" / "{dataset}-{windows}{packed,(-packed)?}.safetensors",
     log:
         LOGS / "sample" / "{model}" / "{dataset}-{windows}{packed}.log",
     benchmark:

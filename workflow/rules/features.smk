@@ -1,17 +1,6 @@
 # Attention features on disk, a folder for each bundle of layers.
 
 
-def dump_ranges(model):
-    """Bundles of layers that one forward run writes."""
-    return grid.layer_ranges(
-        MODELS[model]["num_layers"], CONFIG["dump"]["layers_per_job"]
-    )
-
-
-# Features are by far the largest files; without `dump.keep` they go once every layer is trained.
-kept_or_temporary = (lambda path: path) if CONFIG["dump"]["keep"] else temp
-
-
 rule dump:
     input:
         model=SCRATCH / "models" / "{model}",

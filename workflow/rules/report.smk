@@ -90,22 +90,6 @@ rule plot:
         " --out {params.folder:q} > {log:q} 2>&1"
 
 
-def hashed_inputs():
-    """Files whose hashes a run is traced by: downloads, samples, kernels."""
-    found = {
-        package_file
-        for model in MODELS.values()
-        for package_file in [packages().get(model["weights"].get("package"))]
-        if package_file
-    }
-    sources = {dataset["source"] for dataset in CONFIG["datasets"].values()}
-    found |= {package for package in packages().values() if package.source in sources}
-    kernels = [
-        kernels_of(t.model, t.policy, t.sparsity) for t in grid.trainings(CONFIG)
-    ]
-    return sorted(DOWNLOADS / package.file for package in found) + kernels
-
-
 rule provenance:
     input:
         files=hashed_inputs(),

@@ -1,32 +1,12 @@
 # Kernels: one job for each model, policy, train sparsity and bundle of layers.
 
 
-def train_ranges(model):
-    """Bundles of layers that one job trains."""
-    return grid.layer_ranges(MODELS[model]["num_layers"], TRAIN["layers_per_job"])
-
-
-def features_for(wildcards):
-    """Folders of features that hold the layers of a bundle."""
-    layers = train_ranges(wildcards.model)[int(wildcards.part)]
-    parts = grid.overlapping(dump_ranges(wildcards.model), *layers)
-    return [features_of(wildcards.model, part) for part in parts]
-
-
 rule train:
     input:
         features_for,
     output:
-        kernels=SCRATCH
-        / "kernels"
-        / "{model}"
-        / "{policy}-{sparsity}"
-        / "part{part}.safetensors",
-        curves=SCRATCH
-        / "kernels"
-        / "{model}"
-        / "{policy}-{sparsity}"
-        / "part{part}.parquet",
+        kernels=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}" / "part{part}.safetensors",
+        curves=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}" / "part{part}.parquet",
     log:
         LOGS / "train" / "{model}" / "{policy}-{sparsity}" / "part{part}.log",
     benchmark:
@@ -39,9 +19,7 @@ rule train:
         gpu=GPUS,
     params:
         layers=lambda wildcards: train_ranges(wildcards.model)[int(wildcards.part)],
-        budget=lambda wildcards: grid.budget(
-            CONFIG, wildcards.model, float(wildcards.sparsity)
-        ),
+        budget=lambda wildcards: grid.budget(CONFIG, wildcards.model, float(wildcards.sparsity)),
         scores=GRID["scores"],
         kernel=json.dumps(TRAIN["kernel"]),
         recipe=json.dumps(TRAIN["recipe"]),
@@ -61,24 +39,6 @@ rule train:
         " --kernel {params.kernel:q} --recipe {params.recipe:q} --compute-dtype {params.dtype}"
         " --device {params.device} --seed {params.seed} --resume {params.resume:q}"
         " --out {output.kernels:q} --curves {output.curves:q} > {log:q} 2>&1"
-
-
-def parts_of(suffix):
-    """Inputs of one training: what its jobs wrote, in order of layers."""
-
-    def files(wildcards):
-        folder = (
-            SCRATCH
-            / "kernels"
-            / wildcards.model
-            / f"{wildcards.policy}-{wildcards.sparsity}"
-        )
-        return [
-            folder / f"part{part}.{suffix}"
-            for part in range(len(train_ranges(wildcards.model)))
-        ]
-
-    return files
 
 
 rule collect:
