@@ -13,9 +13,7 @@ Weights are named in config by a mapping with exactly one of
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ from transformers.utils import logging
 
 from pipeline.attention import attach
 from pipeline.errors import ConfigError, DataError, unknown
+from pipeline.files import whole_folder
 from pipeline.packages import downloaded
 
 __all__ = [
@@ -139,7 +138,9 @@ def materialise(weights: Weights, downloads: Path, out: Path) -> None:
             an ``out`` that has files in it.
     """
     weights = _mapping(weights)
-    with _whole_folder(out) as partial:
+    if out.exists() and any(out.iterdir()):  # it may be somebody's only copy
+        raise DataError(f"{out} exists already; delete it to make it again.")
+    with whole_folder(out) as partial:
         MAKERS[_kind(weights)](weights, downloads, partial)
 
 
@@ -315,19 +316,3 @@ MAKERS: dict[str, Callable[[Mapping[str, Any], Path, Path], None]] = {
     "random": _make_random,
 }
 """Kinds of weights, and what fills a folder with them."""
-
-
-@contextmanager
-def _whole_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill; becomes ``out`` when the block ends well, and is removed otherwise."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        if out.exists() and any(out.iterdir()):  # never delete what may be somebody's only copy
-            raise DataError(f"{out} exists already; delete it to make it again.")
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, out)
-    except OSError as error:
-        raise DataError(f"cannot write {out}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
