@@ -7,8 +7,6 @@ import json
 import os
 from pathlib import Path
 
-HELP = "make a model folder from weights of a package, the hub, a folder, or random ones"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the step."""

