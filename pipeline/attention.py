@@ -245,18 +245,18 @@ def _handled(model: PreTrainedModel, handlers: Sequence[Handler]) -> Iterator[No
     if len(layers) != len(handlers):
         raise ConfigError(f"the model has {len(layers)} attention layers, not {len(handlers)}.")
     before = model.config._attn_implementation
-    forwards = [layer.__dict__.get("forward") for layer in layers]
+    attributes = ("forward", "less_handler")
+    held = [{n: layer.__dict__[n] for n in attributes if n in layer.__dict__} for layer in layers]
     enable(model)
     try:
         for layer, handler in zip(layers, handlers, strict=True):
             layer.less_handler = handler  # type: ignore[assignment]
         yield
     finally:
-        for layer, forward in zip(layers, forwards, strict=True):
-            layer.__dict__.pop("less_handler", None)
-            layer.__dict__.pop("forward", None)
-            if forward is not None:
-                layer.forward = forward
+        for layer, earlier in zip(layers, held, strict=True):
+            for name in attributes:
+                layer.__dict__.pop(name, None)
+            layer.__dict__.update(earlier)
         _set_implementation(model, before)
 
 
