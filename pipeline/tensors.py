@@ -51,7 +51,8 @@ def create_tensors(
     """
     layout: dict[str, Any] = {"__metadata__": {"less": json.dumps({"kind": kind, **header})}}
     end = 0
-    for name, (dtype, shape) in form.items():
+    # Widest first, as the format's own writer does, so that every tensor starts aligned.
+    for name, (dtype, shape) in sorted(form.items(), key=lambda item: -item[1][0].itemsize):
         start, end = end, end + dtype.itemsize * math.prod(shape)
         layout[name] = {
             "dtype": SAFETENSORS_NAMES[dtype], "shape": shape, "data_offsets": [start, end]
