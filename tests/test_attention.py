@@ -52,7 +52,14 @@ def named(request):
     return request.param, MODELS[request.param]().eval()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(params=sorted(MODELS))
+def untouched(request):
+    """A model that nothing was ever attached to."""
+    torch.manual_seed(0)
+    return MODELS[request.param]().eval()
+
+
+@pytest.fixture
 def llama():
     torch.manual_seed(0)
     return MODELS["llama"]().eval()
@@ -197,14 +204,14 @@ def state_of(model):
     )
 
 
-def test_everything_is_restored(named):
-    _, model = named
-    before, stock = state_of(model), logits(model, tokens())
-    with attach(model, get_policy("h2o", 4)):
-        assert state_of(model) != before
-        assert not torch.allclose(logits(model, tokens()), stock, atol=1e-3)
-    assert state_of(model) == before
-    assert torch.equal(logits(model, tokens()), stock)
+def test_everything_is_restored(untouched):
+    before, stock = state_of(untouched), logits(untouched, tokens())
+    for context in (attach(untouched, get_policy("h2o", 4)), record(untouched, lambda *_: None)):
+        with context:
+            logits(untouched, tokens())
+            assert state_of(untouched) != before
+        assert state_of(untouched) == before
+        assert torch.equal(logits(untouched, tokens()), stock)
 
 
 def run_and_raise(model, error):
@@ -214,25 +221,31 @@ def run_and_raise(model, error):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_everything_is_restored_after_an_exception(named, error):
-    _, model = named
-    before, stock = state_of(model), logits(model, tokens())
+def test_everything_is_restored_after_an_exception(untouched, error):
+    before, stock = state_of(untouched), logits(untouched, tokens())
     with pytest.raises(error):
-        run_and_raise(model, error)
-    assert state_of(model) == before
-    assert torch.equal(logits(model, tokens()), stock)
+        run_and_raise(untouched, error)
+    assert state_of(untouched) == before
+    assert torch.equal(logits(untouched, tokens()), stock)
+
+
+def test_an_inner_policy_gives_way_to_the_outer_one(untouched):
+    before = state_of(untouched)
+    with attach(untouched, get_policy("h2o", 4)):
+        outer = logits(untouched, tokens())
+        with attach(untouched, get_policy("lambda", 6)):
+            assert not torch.allclose(logits(untouched, tokens()), outer, atol=1e-3)
+        assert torch.equal(logits(untouched, tokens()), outer)
+    assert state_of(untouched) == before
 
 
 def test_the_implementation_chosen_before_comes_back(llama):
     llama.set_attn_implementation("eager")
-    try:
-        stock = logits(llama, tokens())
-        with attach(llama, get_policy("h2o", LENGTH)):
-            torch.testing.assert_close(logits(llama, tokens()), stock, **CLOSE)
-        assert llama.config._attn_implementation == "eager"
-        assert torch.equal(logits(llama, tokens()), stock)
-    finally:
-        llama.set_attn_implementation("sdpa")
+    stock = logits(llama, tokens())
+    with attach(llama, get_policy("h2o", LENGTH)):
+        torch.testing.assert_close(logits(llama, tokens()), stock, **CLOSE)
+    assert llama.config._attn_implementation == "eager"
+    assert torch.equal(logits(llama, tokens()), stock)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -268,21 +281,32 @@ def padded(ids, pads, side):
     return batch, mask.long(), short
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_left_padding_is_refused(named, implementation):
+@pytest.mark.parametrize("policy", ["h2o", "lambda"])
+def test_left_padding_is_refused(named, policy):
     _, model = named
     ids, mask, _ = padded(tokens(1), 3, "left")
-    before = model.config._attn_implementation
-    model.config._attn_implementation = implementation
-    try:
-        for policy in ("h2o", "lambda"):
-            with (
-                pytest.raises(ConfigError, match=r"left-padded"),
-                attach(model, get_policy(policy, 4)),
-            ):
-                logits(model, ids, attention_mask=mask)
-    finally:
-        model.config._attn_implementation = before
+    with pytest.raises(ConfigError, match=r"left-padded"), attach(model, get_policy(policy, 4)):
+        logits(model, ids, attention_mask=mask)
+
+
+@pytest.mark.parametrize("additive", [False, True], ids=["boolean", "additive"])
+def test_padding_is_seen_in_whole_masks_too(llama, additive):
+    """(B, 1, S, S) masks, which the library passes on as they are."""
+    rule = get_policy("h2o", 6)
+    causal = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril().expand(1, 1, -1, -1)
+    for side in ("left", "right"):
+        ids, rows, _ = padded(tokens(1), 3, side)
+        mask = causal & rows.bool()[:, None, None]
+        if additive:
+            mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+        if side == "left":
+            with pytest.raises(ConfigError, match="left-padded"), attach(llama, rule):
+                logits(llama, ids, attention_mask=mask)
+        else:
+            with attach(llama, rule):
+                out = logits(llama, ids, attention_mask=mask)
+                expected = logits(llama, ids, attention_mask=rows)
+            torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize("scores", ["full", "cached"])
@@ -317,16 +341,9 @@ def test_a_sliding_window_shorter_than_the_sequence_is_refused():
 
 
 def test_another_logit_scale_is_refused(llama):
-    layer = attention_layers(llama)[1]
-    layer.scaling, before = 0.7, layer.scaling
-    try:
-        with (
-            pytest.raises(ConfigError, match=r"scaled by 0\.7"),
-            attach(llama, get_policy("h2o", 4)),
-        ):
-            logits(llama, tokens())
-    finally:
-        layer.scaling = before
+    attention_layers(llama)[1].scaling = 0.7
+    with pytest.raises(ConfigError, match=r"scaled by 0\.7"), attach(llama, get_policy("h2o", 4)):
+        logits(llama, tokens())
 
 
 # --- record ----------------------------------------------------------------------------------

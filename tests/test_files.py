@@ -1,16 +1,26 @@
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import pipeline
 from pipeline.errors import DataError
-from pipeline.files import load_json, save_json, sha256, whole
-from pipeline.tensors import load_tensors, open_tensors, save_tensors
+from pipeline.files import (
+    load_json,
+    load_table,
+    save_json,
+    save_table,
+    sha256,
+    whole,
+    whole_folder,
+)
+from pipeline.tensors import create_tensors, load_tensors, open_tensors, save_tensors
 
 
 def names(folder):
@@ -59,6 +69,17 @@ def test_whole_reports_a_full_disk_by_name(tmp_path):
     assert names(tmp_path) == []
 
 
+def test_whole_flushes_to_disk_before_it_renames(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        call = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *args, call=call, name=name: (done.append(name), call(*args))[1]
+        )
+    save_json(tmp_path / "out.json", 1)
+    assert done == ["fsync", "replace"]
+
+
 def test_whole_reports_a_block_that_wrote_nothing(tmp_path):
     with pytest.raises(DataError, match=r"cannot write .*out\.txt"), whole(tmp_path / "out.txt"):
         pass
@@ -79,6 +100,42 @@ def test_failed_saves_leave_nothing_behind(tmp_path):
     with pytest.raises(TypeError):
         save_tensors(tmp_path / "out.safetensors", {"x": torch.zeros(1)}, "kind", bad=object())
     assert names(tmp_path) == []
+
+
+# --- folders ---------------------------------------------------------------------------------
+
+
+def fill_half_then(path, error):
+    with whole_folder(path) as partial:
+        (partial / "1").write_text("new")
+        raise error
+
+
+def test_whole_folder_replaces_the_older_one_at_the_end(tmp_path):
+    target = tmp_path / "a" / "features"
+    for name in ("old", "new"):
+        with whole_folder(target) as partial:
+            (partial / name).write_text(name)
+            assert not (target / name).exists()
+        assert names(target) == [name]
+    assert names(target.parent) == ["features"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_whole_folder_leaves_nothing_behind_on_exceptions(tmp_path, error):
+    with pytest.raises(error):
+        fill_half_then(tmp_path / "features", error)
+    assert names(tmp_path) == []
+
+
+def test_whole_folder_keeps_the_older_one_on_exceptions(tmp_path):
+    target = tmp_path / "features"
+    with whole_folder(target) as partial:
+        (partial / "0").write_text("older")
+    with pytest.raises(DataError, match=r"cannot write .*features: No space left"):
+        fill_half_then(target, OSError(28, "No space left on device"))
+    assert names(tmp_path) == ["features"]
+    assert names(target) == ["0"]
 
 
 # --- tensors ---------------------------------------------------------------------------------
@@ -166,6 +223,55 @@ def test_a_disk_that_fills_while_tensors_are_written(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == []
+
+
+def test_tensors_filled_piece_by_piece_come_back(tmp_path):
+    path = tmp_path / "big.safetensors"
+    form = {"q": (torch.float16, (3, 2)), "k": (torch.bfloat16, (3, 2)), "n": (torch.float32, (3,))}
+    with create_tensors(path, form, "features", layer=4) as tensors:
+        for i in range(3):
+            for value in tensors.values():
+                value[i] = i + 0.5
+    tensors, header = load_tensors(path, "features")
+    assert header == {"kind": "features", "layer": 4}
+    assert {name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()} == form
+    assert tensors["q"][:, 1].tolist() == tensors["k"][:, 0].tolist() == [0.5, 1.5, 2.5]
+    assert tensors["n"].tolist() == [0.5, 1.5, 2.5]
+
+
+def test_sizes_of_any_parity_can_be_filled(tmp_path):
+    form = {"odd": (torch.float16, (3,)), "wide": (torch.float32, (2,))}
+    with create_tensors(tmp_path / "x.safetensors", form, "features") as tensors:
+        tensors["odd"].fill_(1)
+        tensors["wide"].fill_(2)
+    tensors, _ = load_tensors(tmp_path / "x.safetensors", "features")
+    assert tensors["odd"].tolist() == [1, 1, 1]
+    assert tensors["wide"].tolist() == [2, 2]
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def test_tables_come_back(tmp_path):
+    table = pd.DataFrame({"policy": ["h2o", "tova"], "value": [1.5, None]})
+    save_table(tmp_path / "t.parquet", table)
+    pd.testing.assert_frame_equal(load_table(tmp_path / "t.parquet"), table)
+    assert names(tmp_path) == ["t.parquet"]
+
+
+def test_missing_tables_name_the_file(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.parquet does not exist"):
+        load_table(tmp_path / "absent.parquet")
+
+
+def test_truncated_tables_name_the_file(tmp_path):
+    path = tmp_path / "t.parquet"
+    save_table(path, pd.DataFrame({"value": range(100)}))
+    data = path.read_bytes()
+    for keep in [0, 3, len(data) // 2, len(data) - 1]:
+        path.write_bytes(data[:keep])
+        with pytest.raises(DataError, match=r"t\.parquet is damaged"):
+            load_table(path)
 
 
 # --- JSON ------------------------------------------------------------------------------------
