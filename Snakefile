@@ -7,8 +7,8 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
-# Only without --configfile: Snakemake would merge the two, and an experiment is one file.
-if not config:
+# Not with --configfile: Snakemake would merge the two, and an experiment is one file.
+if "experiment" not in config:
 
     configfile: "config.yaml"
 

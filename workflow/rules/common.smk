@@ -48,7 +48,7 @@ wildcard_constraints:
     windows=r"\d+",
 
 
-def samples_of(model, dataset, count, pack=False):
+def samples_of(model, dataset, count, pack):
     """Windows of a data set, cut to a model's context."""
     packed = "-packed" if pack else ""
     return SCRATCH / "samples" / model / f"{dataset}-{count}{packed}.safetensors"
@@ -176,7 +176,7 @@ def task_samples(wildcards):
     """Windows of a task's data set."""
     name = wildcards.get("task")
     task = TASKS[name] if name else CONFIG["fidelity"]
-    return samples_of(wildcards.model, task["dataset"], task["windows"])
+    return samples_of(wildcards.model, task["dataset"], task["windows"], task["pack"])
 
 
 def trained_kernels(wildcards):
