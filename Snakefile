@@ -37,6 +37,6 @@ rule all:
         # The tidy table lies in scratch, so a checkout that carries committed results but no
         # scratch runs everything.
         SCRATCH / "tidy.parquet",
-        RESULTS / "provenance.json",
         tables(),
         figures(),
+        RESULTS / "report.html",

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="files to hash")
     parser.add_argument("--results", type=Path, nargs="*", default=[], help="files to hash")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config-out", type=Path, required=True, help="the completed config")
 
 
 def commit() -> dict[str, Any]:
@@ -70,7 +71,8 @@ def hardware() -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write ``provenance.json``."""
+    """Write ``provenance.json``, and the completed configuration, which runs as it stands."""
+    save_json(args.config_out, args.config)
     save_json(
         args.out,
         {

@@ -1,9 +1,11 @@
 # Configuration, the grid, and the names of all files between rules.
 
+import fcntl
 import json
 import re
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -23,6 +25,27 @@ try:
     CONFIG = configuration.complete(config)
 except LessError as error:
     raise WorkflowError(f"configuration: {error}")
+
+
+def clear_stale_locks(state=Path(".snakemake")):
+    """Remove the locks that a killed run left, so that starting again is all it takes.
+
+    Every run shares a lock that the kernel drops with its process: who can have it alone knows that
+    no other run is alive. Where a file system knows no such locks, Snakemake asks for --unlock.
+    """
+    state.mkdir(exist_ok=True)
+    alive = (state / "alive").open("a")
+    with suppress(OSError):
+        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for stale in (state / "locks").glob("*.lock"):
+            stale.unlink(missing_ok=True)
+    with suppress(OSError):
+        fcntl.flock(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return alive
+
+
+if workflow.is_main_process:
+    ALIVE = clear_stale_locks()  # held, by staying open, as long as this process lives
 
 SCRATCH = Path(CONFIG["scratch"]) / CONFIG["experiment"]
 DOWNLOADS = Path(CONFIG["scratch"]) / "downloads"

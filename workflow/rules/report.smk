@@ -95,7 +95,8 @@ rule provenance:
         files=hashed_inputs(),
         results=[SCRATCH / "tidy.parquet", RESULTS / "results.csv"],
     output:
-        report(
+        config=RESULTS / "config.json",
+        provenance=report(
             RESULTS / "provenance.json",
             category="Provenance",
             caption="../report/provenance.rst",
@@ -116,4 +117,29 @@ rule provenance:
     shell:
         "python -m pipeline provenance --config {params.config:q}"
         " --config-hash {params.config_hash} --inputs {input.files:q}"
-        " --results {input.results:q} --out {output:q} > {log:q} 2>&1"
+        " --results {input.results:q} --out {output.provenance:q}"
+        " --config-out {output.config:q} > {log:q} 2>&1"
+
+
+# Snakemake's own report of what is finished, as a page that opens without a network. It is asked
+# for the tables and figures alone, so that it does not wait for itself.
+rule page:
+    input:
+        config=RESULTS / "config.json",
+        shown=[tables(), figures(), RESULTS / "provenance.json"],
+    output:
+        RESULTS / "report.html",
+    log:
+        LOGS / "page.log",
+    benchmark:
+        BENCHMARKS / "page.tsv"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        snakefile=workflow.main_snakefile,
+    shell:
+        "snakemake --snakefile {params.snakefile:q} --configfile {input.config:q}"
+        " --workflow-profile none --cores 1 --nolock --report {output:q} {input.shown:q}"
+        " > {log:q} 2>&1"
