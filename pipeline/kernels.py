@@ -156,7 +156,7 @@ class PerformerKernel(nn.Module):
         x = x.float() * x.shape[-1] ** -0.25
         exponent: torch.Tensor = x @ self.w - x.square().sum(-1, keepdim=True) / 2
         features: torch.Tensor = exponent.clamp(max=self.LARGEST_EXPONENT).exp()
-        return features * self.kernel_size**-0.5
+        return features / math.sqrt(self.kernel_size)
 
     def phi(self, q: torch.Tensor) -> torch.Tensor:
         """Query features: (B, H, S, D) to (B, H, S, R), float32, positive."""
