@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.masking_utils import (
     AttentionMaskInterface,
     causal_mask_function,
@@ -135,7 +135,7 @@ def less_mask(
         local_size is not None and kv_length <= local_size
     )
     if not causal or q_offset + q_length != kv_offset + kv_length:
-        return sdpa_mask(  # type: ignore[no-any-return]
+        return sdpa_mask(
             batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask,
             local_size, **kwargs,
         )  # fmt: skip
@@ -182,16 +182,6 @@ def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
         and getattr(module, "layer_idx", None) is not None
     ]
     return sorted(found, key=lambda module: module.layer_idx)  # type: ignore[arg-type, return-value]
-
-
-def head_layout(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """(H, G, D) of a model: query heads, key/value heads, head size."""
-    heads = config.num_attention_heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    if config.model_type == "falcon":
-        shared = config.multi_query and not config.new_decoder_architecture
-        groups = 1 if shared else config.num_kv_heads
-    return heads, groups, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def output_projection(layer: nn.Module) -> nn.Linear:

@@ -17,10 +17,11 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from pipeline.attention import NAME, head_layout
+from pipeline.attention import NAME
 from pipeline.errors import ConfigError, unknown
 from pipeline.features import PackedKernel, PlainKernel, pack
 from pipeline.kernels import Kernel
+from pipeline.models import model_shape
 from pipeline.ops import decode_backend
 from pipeline.policies import Policy
 from pipeline.prefill import cut, full_attention, prompt_scores
@@ -324,7 +325,8 @@ def check_kernel(kernel: Kernel, config: PreTrainedConfig) -> PackedKernel | Pla
     Raises:
         ConfigError: it does not.
     """
-    heads, groups, size = head_layout(config)
+    shape = model_shape(config)
+    heads, groups, size = shape.num_heads, shape.num_kv_heads, shape.head_dim
     packed = pack(kernel)
     rank = packed.kernel_size
     try:
@@ -350,9 +352,10 @@ def expected_memory(
     Args:
         kernel_size: R, or None without kernels.
     """
-    _, groups, size = head_layout(config)
+    shape = model_shape(config)
+    groups, size = shape.num_kv_heads, shape.head_dim
     sets, places = groups if policy.pooling == "group" else 1, policy.budget + 1
-    units = config.num_hidden_layers * batch
+    units = shape.num_layers * batch
     numbers = places * (2 if policy.needs_scores else 1) + 1  # positions, scores; the free slot
     return {
         "slots": units * groups * places * 2 * size * dtype.itemsize,
@@ -363,9 +366,9 @@ def expected_memory(
 
 def full_cache_bytes(config: PreTrainedConfig, batch: int, length: int, dtype: torch.dtype) -> int:
     """Bytes of the library's full cache after ``length`` tokens."""
-    _, groups, size = head_layout(config)
-    layers: int = config.num_hidden_layers
-    return layers * batch * groups * length * 2 * size * dtype.itemsize
+    shape = model_shape(config)
+    pairs = shape.num_layers * batch * shape.num_kv_heads * length
+    return pairs * 2 * shape.head_dim * dtype.itemsize
 
 
 def _left_padding(mask: torch.Tensor, length: int) -> torch.Tensor:

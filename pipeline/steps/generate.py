@@ -1,0 +1,68 @@
+"""Continue a prompt with a bounded cache, and print what the cache takes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``less generate``."""
+    parser.add_argument("--model", required=True, help="transformers folder or hub id")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--policy", help="leave out for the full cache")
+    parser.add_argument("--budget", type=int, default=64, help="tokens")
+    parser.add_argument("--kernels", help="checkpoint of trained kernels; none: the bare policy")
+    parser.add_argument("--prompt", required=True, help="text, or - to read it from standard input")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    parser.add_argument("--stop", help="end at this text")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--prefill-chunk", type=int, metavar="TOKENS",
+        help="read the prompt under the policy, in pieces; default: in full, then one cut",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the text, then the bytes of this cache and of the full one."""
+    from pipeline.attention import enable  # slow to import, and `less --help` need not wait
+    from pipeline.cache import LessCache
+    from pipeline.checkpoint import Heads, load_kernels
+    from pipeline.errors import ConfigError
+    from pipeline.generation import Decoding, generate
+    from pipeline.models import load_model, load_tokenizer, model_shape
+    from pipeline.policies import get_policy
+
+    if args.policy is None and (args.kernels or args.prefill_chunk):
+        raise ConfigError("--kernels and --prefill-chunk need a --policy.")
+    model = load_model(args.model, args.dtype, args.device)
+    cache = None
+    if args.policy is not None:
+        kernels = None
+        if args.kernels is not None:
+            shape = model_shape(model.config)
+            heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
+            kernels = [
+                kernel.to(args.device)
+                for kernel in load_kernels(args.kernels, heads, shape.num_layers, model.dtype)
+            ]
+        policy = get_policy(args.policy, args.budget)
+        prefill = "policy" if args.prefill_chunk else "full"
+        cache = LessCache(enable(model).config, policy, kernels, prefill)  # type: ignore[arg-type]
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    decoding = Decoding(
+        args.max_new_tokens, args.temperature, args.stop, args.seed, args.prefill_chunk
+    )
+    made = generate(model, load_tokenizer(args.model), [prompt], decoding, cache)
+    print(made.texts[0])
+    rate = made.new_tokens[0] / made.seconds
+    print(
+        f"\n{made.prompt_tokens[0]} + {made.new_tokens[0]} tokens, {rate:.1f} new tokens a second"
+        f"\ncache {made.cache_bytes:,} bytes, full cache {made.full_bytes:,} bytes",
+        file=sys.stderr,
+    )
+    if cache is not None:
+        held = ", ".join(f"{part} {size:,}" for part, size in cache.memory().items())
+        print(f"of which {held}", file=sys.stderr)
