@@ -226,15 +226,15 @@ def absorb_and_merge(
     position: torch.Tensor, budget: int,
 ) -> torch.Tensor:  # fmt: skip
     """See :func:`pipeline.ops.reference.absorb_and_merge`; compiled for one token, in place."""
-    batch, groups, length, rank = psi.shape
+    batch, groups, length, _ = psi.shape
     if length > 1:
         return reference.absorb_and_merge(decoded, phi, psi, state, position, budget)
     size = decoded.out.shape[-1]
     _absorb_and_merge(
         decoded.out.view(batch, groups, -1, size).numpy(),
         decoded.lse.view(batch, groups, -1).numpy(),
-        phi.reshape(batch, groups, -1, rank).contiguous().numpy(),
-        psi.reshape(batch, groups, rank).contiguous().numpy(),
+        phi.unflatten(1, (groups, -1))[..., 0, :].numpy(),
+        psi[..., 0, :].numpy(),
         _array(decoded.values.view(batch, groups, size)), decoded.positions[..., 0].numpy(),
         state.H.numpy(), state.z.numpy(), position.numpy(), budget, EPSILON,
     )  # fmt: skip
