@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
-from pipeline.errors import unknown
+from pipeline.errors import ConfigError, unknown
 from pipeline.ops import NEVER, backend, by_index_set
 from pipeline.policies import Policy
 
@@ -23,6 +23,11 @@ Scores = Literal["cached", "full"]
 def _per_head(times: torch.Tensor, batch: int, groups: int) -> torch.Tensor:
     """(U, S) to (B, G, S); heads that share an index set share its times."""
     return times.view(batch, -1, times.shape[-1]).expand(batch, groups, -1)
+
+
+def _check_prompt(prompt: int, length: int) -> None:
+    if not 0 <= prompt <= length:
+        raise ConfigError(f"a prompt of {prompt} tokens does not lie within {length} tokens.")
 
 
 def evicted_at(
@@ -41,8 +46,9 @@ def evicted_at(
         int32 (B, G, S), :data:`NEVER` where kept.
 
     Raises:
-        ConfigError: unknown ``scores``.
+        ConfigError: unknown ``scores``, or a prompt longer than the sequence.
     """
+    _check_prompt(prompt, q.shape[2])
     if scores not in get_args(Scores):
         raise unknown("scores", scores, get_args(Scores))
     times = backend(q.device).evict(*by_index_set(q, k, policy), policy, scores, prompt)
@@ -60,7 +66,11 @@ def bounded_attention(
     Returns:
         evicted_at int32 (B, G, S); output float32 (B, H, S, D); log-sum-exp of the visible logits
         float32 (B, H, S).
+
+    Raises:
+        ConfigError: a prompt longer than the sequence.
     """
+    _check_prompt(prompt, q.shape[2])
     units, keys = by_index_set(q, k, policy)
     times, out, lse = backend(q.device).bounded_attention(
         units, keys, v.reshape(keys.shape), policy, prompt

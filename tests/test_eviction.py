@@ -286,3 +286,13 @@ def test_unknown_scores_suggest_the_nearest():
 def test_uneven_heads_are_refused():
     with pytest.raises(ValueError, match="3 query heads cannot share 2"):
         evicted_at(torch.zeros(1, 3, 4, 2), torch.zeros(1, 2, 4, 2), get_policy("h2o", 2))
+
+
+@pytest.mark.parametrize("prompt", [-1, 9])
+def test_a_prompt_outside_the_sequence_is_refused(prompt: int) -> None:
+    q = torch.zeros(1, 2, 8, 4)
+    policy = get_policy("h2o", 4)
+    with pytest.raises(ConfigError, match="does not lie within 8 tokens"):
+        evicted_at(q, q, policy, prompt=prompt)
+    with pytest.raises(ConfigError, match="does not lie within 8 tokens"):
+        bounded_attention(q, q, q, policy, prompt=prompt)
