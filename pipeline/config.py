@@ -6,18 +6,33 @@ import copy
 import difflib
 import hashlib
 import json
+import math
+import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
+from jsonschema.validators import extend
 
 from pipeline.errors import ConfigError, unknown
 from pipeline.methods import METHODS
+from pipeline.packages import packages
 from pipeline.policies import FAMILIES, budget_tokens
 
+NEEDED = {"aclsum": ["split"], "wikipedia_sample": [], "hub": ["path", "split"], "jsonl": ["path"]}
+"""Keys of a data set without which its source cannot be read."""
+WHICH_TEXT = ("source", "path", "name", "split")
+"""Keys that say which documents a data set reads; the others say which part, and how."""
+MAX_DEPTH = 20
+# By the standard 8.0 is an integer; to `range` it is not.
+Validator = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int),
+)
 SCHEMA = Path(__file__).parent.parent / "workflow" / "schemas" / "config.schema.yaml"
 
 
@@ -33,7 +48,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {path}: {error}.") from None
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}.") from None
     return complete(content)
 
@@ -44,11 +59,11 @@ def complete(config: object) -> dict[str, Any]:
     Raises:
         ConfigError: one message naming the key, what is wrong and what would be right.
     """
-    schema = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    schema = _schema()
     if not isinstance(config, Mapping):
         raise ConfigError("the configuration must be a mapping of keys to values.")
-    filled: dict[str, Any] = copy.deepcopy(dict(config))
-    error = best_match(Draft202012Validator(schema).iter_errors(filled))
+    filled: dict[str, Any] = _plain(config)
+    error = best_match(Validator(schema).iter_errors(filled))
     if error is not None:
         raise ConfigError(_explain(error))
     _fill(filled, schema, schema)
@@ -64,8 +79,47 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
+@cache
+def _schema() -> dict[str, Any]:
+    schema: dict[str, Any] = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))
+    return schema
+
+
+def _plain(value: Any, place: str = "the configuration", depth: int = 0) -> Any:
+    """A copy of plain data: what JSON can say.
+
+    Raises:
+        ConfigError: keys that are not text, dates, nan, cycles, or nesting without end.
+    """
+    if depth > MAX_DEPTH:
+        raise ConfigError(f"{place.split('.')[0]}: nested more than {MAX_DEPTH} levels deep.")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ConfigError(f"{place}: the key {key!r} must be text; write it in quotes.")
+        below = "" if depth == 0 else f"{place}."
+        return {key: _plain(item, f"{below}{key}", depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{place}.{i}", depth + 1) for i, item in enumerate(value)]
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{place}: text must not hold a NUL character.")
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise ConfigError(f"{place}: {_short(value)} is not a number, text, list or mapping.")
+
+
+def _short(value: object) -> str:
+    """A value on one line of bearable length."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"
+
+
 def _explain(error: ValidationError) -> str:
     """A schema error in plain words, with its place and the nearest known key."""
+    if isinstance(error.parent, ValidationError) and error.parent.validator == "oneOf":
+        error = error.parent
     place = ".".join(str(part) for part in error.absolute_path) or "the configuration"
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
         known = error.schema.get("properties", {})
@@ -73,13 +127,25 @@ def _explain(error: ValidationError) -> str:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}."
-                return f"{place}: unknown key '{key}'{hint}"
+                return f"{place}: unknown key {_short(repr(key))}{hint}"
     if error.validator == "required":
         return f"{place}: {error.message.replace('is a required property', 'is missing')}."
     if error.validator == "oneOf" and place.endswith("weights"):
         return f"{place}: give exactly one of package, hub, folder or random."
     described = error.schema.get("description") if isinstance(error.schema, Mapping) else None
-    return f"{place}: {error.message}." + (f" ({described})" if described else "")
+    message = _short(error.message)
+    if error.validator == "type" and isinstance(error.instance, str) and _is_number(error.instance):
+        message += ", but text; YAML reads 1e-3 as text and 1.0e-3 as a number"
+    return f"{place}: {message}." + (f" ({described})" if described else "")
+
+
+def _is_number(text: str) -> bool:
+    """Whether Python reads as a number what YAML left as text."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _fill(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:
@@ -117,7 +183,26 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
         if name not in datasets:
             error = unknown("data set", name, datasets)
             yield ConfigError(f"{user}.dataset: {error}")
+    for name, model in config["models"].items():
+        package = model["weights"].get("package")
+        carriers = [p.name for p in packages().values() if p.source is None]
+        if package is not None and package not in carriers:
+            error = unknown("package of weights", package, carriers)
+            yield ConfigError(f"models.{name}.weights: {error}")
+    for name, dataset in datasets.items():
+        yield from _dataset_checks(name, dataset)
     yield from _sparsity_checks(config)
+    needed = {f"tasks.{name}": task["windows"] for name, task in config["tasks"].items()}
+    needed["train"] = config["train"]["sequences"]
+    if config["fidelity"]:
+        needed["fidelity"] = config["fidelity"]["windows"]
+    for user, count in needed.items():
+        there = _at_most(datasets[users[user]])
+        if count > there:
+            yield ConfigError(
+                f"{user}: {count} windows need as many documents, but '{users[user]}' is limited "
+                f"to {there}."
+            )
     trained = datasets[config["train"]["dataset"]]
     for user, name in users.items():
         if user != "train" and _overlap(trained, datasets[name]):
@@ -125,6 +210,21 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
                 f"{user} measures on '{name}', which shares documents with the training data set "
                 f"'{config['train']['dataset']}'; use another split, or `documents` ranges apart."
             )
+
+
+def _dataset_checks(name: str, dataset: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """What a source needs, and ranges that hold something."""
+    for key in NEEDED[dataset["source"]]:
+        if key not in dataset:
+            yield ConfigError(f"datasets.{name}: the source {dataset['source']} needs '{key}'.")
+    if _at_most(dataset) < 1:
+        yield ConfigError(f"datasets.{name}: documents {dataset['documents']} holds none.")
+
+
+def _at_most(dataset: Mapping[str, Any]) -> float:
+    """How many documents a data set can have, as far as the configuration says."""
+    start, stop = dataset.get("documents", [0, math.inf])
+    return float(min(stop, dataset.get("limit", math.inf)) - start)
 
 
 def _sparsity_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
@@ -135,8 +235,12 @@ def _sparsity_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
                 yield ConfigError(f"grid.{key}: {sparsity} is not in (0, 1).")
     extra = config["train"]["kernel"]["kernel_size"] // 2
     for name, model in config["models"].items():
-        for sparsity in {*grid["train_sparsities"], *grid["test_sparsities"]}:
-            budget = budget_tokens(sparsity, model["context"])
+        for sparsity in sorted({*grid["train_sparsities"], *grid["test_sparsities"]}):
+            try:
+                budget = budget_tokens(sparsity, model["context"])
+            except ConfigError as error:
+                yield ConfigError(f"models.{name}: {error}")
+                continue
             if budget + extra >= model["context"]:
                 yield ConfigError(
                     f"models.{name}: sparsity {sparsity} means {budget} tokens (+{extra} for "
@@ -145,11 +249,17 @@ def _sparsity_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
 
 
 def _overlap(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two data sets can share documents: same source and split, ranges not apart."""
-    ranges = ("documents", "field", "limit", "stream", "local")
-    if {k: v for k, v in a.items() if k not in ranges} != {
-        k: v for k, v in b.items() if k not in ranges
-    }:
+    """Whether two data sets can share documents: same text, same split, ranges not apart."""
+    if any(_text_of(a).get(key) != _text_of(b).get(key) for key in WHICH_TEXT):
         return False
-    (a_start, a_stop), (b_start, b_stop) = (x.get("documents", [0, float("inf")]) for x in (a, b))
+    (a_start, a_stop), (b_start, b_stop) = (x.get("documents", [0, math.inf]) for x in (a, b))
     return bool(a_start < b_stop and b_start < a_stop)
+
+
+def _text_of(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A data set with its keys' other spellings out of the way."""
+    if dataset["source"] == "jsonl":
+        return {"source": "jsonl", "path": os.path.normpath(dataset["path"])}
+    if dataset["source"] == "wikipedia_sample":
+        return {"source": "wikipedia_sample"}
+    return dataset
