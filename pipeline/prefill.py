@@ -7,8 +7,8 @@ from torch.nn import functional as F
 
 from pipeline.policies import Policy
 
-BLOCK_ELEMENTS = 2**23
-"""Logits held at once (32 MiB in float32): blocks of queries shrink as prompts grow."""
+BLOCK_ELEMENTS = 2**22
+"""Logits held at once (16 MiB in float32): blocks of queries shrink as prompts grow."""
 
 
 def _blocks(batch: int, heads: int, length: int) -> list[slice]:
@@ -73,8 +73,8 @@ def prompt_scores(
         query = torch.arange(rows.start, rows.stop, device=q.device)
         weight = policy.decay ** (rows.stop - 1 - query).float() * (query >= start[:, None])
         score *= policy.decay ** (rows.stop - rows.start)
-        pooled = (p * weight[:, None, :, None]).sum(2).view(batch, sets, -1, rows.stop).sum(2)
-        score[..., : rows.stop] += pooled
+        pooled = weight[:, None, None] @ p  # (B, H, 1, rows.stop)
+        score[..., : rows.stop] += pooled.view(batch, sets, -1, rows.stop).sum(2)
     return score
 
 
