@@ -11,9 +11,13 @@ ROWS = 256  # queries at once; keeps memory at O(ROWS * S)
 
 
 def hellinger(
-    q: torch.Tensor, k: torch.Tensor, evicted_at: torch.Tensor, kernel: Kernel | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    evicted_at: torch.Tensor,
+    queries: torch.Tensor,
+    kernel: Kernel | None = None,
 ) -> torch.Tensor:
-    """Hellinger distance of each attention row to its approximation under eviction times.
+    """Hellinger distance of attention rows to its approximation under eviction times.
 
         distance = || sqrt(p) - sqrt(p') ||_2 / sqrt(2)
 
@@ -22,23 +26,25 @@ def hellinger(
 
     Args:
         q: (B, H, S, D). k: (B, G, S, D). evicted_at: (B, G, S).
+        queries: positions of the rows to judge, (T,).
 
     Returns:
-        float32 (B, H, S), in [0, 1].
+        float32 (B, H, T), in [0, 1].
     """
-    batch, heads, length, size = q.shape
+    q = q[:, :, queries]
+    batch, heads, count, size = q.shape
     groups = k.shape[1]
-    rows = q.float().view(batch, groups, heads // groups, length, size)
-    position = torch.arange(length, device=q.device)
+    rows = q.float().view(batch, groups, heads // groups, count, size)
+    position = torch.arange(k.shape[2], device=q.device)
     features = None
     if kernel is not None:
-        phi = kernel.phi(q).view(batch, groups, heads // groups, length, -1)
+        phi = kernel.phi(q).view(batch, groups, heads // groups, count, -1)
         features = phi, kernel.psi(k)[:, :, None].transpose(-1, -2)
     distances = []
-    for start in range(0, length, ROWS):
-        chunk = slice(start, min(start + ROWS, length))
-        causal = position[None, :] <= position[chunk, None]
-        visible = causal & (position[chunk, None] < evicted_at[:, :, None, None, :])
+    for start in range(0, count, ROWS):
+        chunk = slice(start, start + ROWS)
+        causal = position <= queries[chunk, None]
+        visible = causal & (queries[chunk, None] < evicted_at[:, :, None, None, :])
         logits = rows[..., chunk, :] @ k.float()[:, :, None].transpose(-1, -2) * size**-0.5
         logits = logits.masked_fill(~causal, float("-inf"))
         true = logits.softmax(-1)
@@ -51,4 +57,4 @@ def hellinger(
         approximate = mass / mass.sum(-1, keepdim=True).clamp(min=EPSILON)
         affinity = (true * approximate).sqrt().sum(-1)
         distances.append((1 - affinity).clamp(min=0).sqrt())
-    return torch.cat(distances, dim=-1).view(batch, heads, length)
+    return torch.cat(distances, dim=-1).view(batch, heads, count)
