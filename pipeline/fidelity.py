@@ -55,6 +55,5 @@ def hellinger(
             low_rank = features[0][..., chunk, :] @ features[1] * (-shift).exp()
             mass = torch.where(visible | ~causal, mass, low_rank)
         approximate = mass / mass.sum(-1, keepdim=True).clamp(min=EPSILON)
-        affinity = (true * approximate).sqrt().sum(-1)
-        distances.append((1 - affinity).clamp(min=0).sqrt())
+        distances.append((true.sqrt() - approximate.sqrt()).square().sum(-1).div(2).sqrt())
     return torch.cat(distances, dim=-1).view(batch, heads, count)
