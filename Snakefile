@@ -8,7 +8,7 @@ min_version("9.0")
 
 
 # Not with --configfile: Snakemake would merge the two, and an experiment is one file.
-if "experiment" not in config:
+if not workflow.configfiles:
 
     configfile: "config.yaml"
 

@@ -120,7 +120,7 @@ def _explain(error: ValidationError) -> str:
     """A schema error in plain words, with its place and the nearest known key."""
     if isinstance(error.parent, ValidationError) and error.parent.validator == "oneOf":
         error = error.parent
-    place = ".".join(str(part) for part in error.absolute_path) or "the configuration"
+    place = ".".join(str(part) for part in error.absolute_path) or "top level"
     if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
         known = error.schema.get("properties", {})
         for key in error.instance:
@@ -149,7 +149,10 @@ def _is_number(text: str) -> bool:
 
 
 def _fill(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> None:
-    """Fill missing keys with the schema's defaults, recursively."""
+    """Fill missing keys with the schema's defaults, recursively; known keys in its order.
+
+    The order of a file's keys then means nothing, also not in what commands are given.
+    """
     if "$ref" in schema:
         schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]]
     if not isinstance(value, dict):
@@ -158,6 +161,8 @@ def _fill(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Non
     for key, sub in properties.items():
         if "default" in sub:
             value.setdefault(key, copy.deepcopy(sub["default"]))
+        if key in value:
+            value[key] = value.pop(key)
     rest = schema.get("additionalProperties")
     for key, item in value.items():
         sub = properties.get(key, rest)

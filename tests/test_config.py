@@ -81,6 +81,14 @@ def test_completing_twice_changes_nothing():
     assert complete(complete(SMOKE)) == complete(SMOKE)
 
 
+def test_the_order_of_keys_means_nothing():
+    shuffled = smoke(train__recipe={"batch_size": 1, "epochs": 2})
+    assert list(shuffled["train"]["recipe"]) != list(SMOKE["train"]["recipe"])
+    for key in ("recipe", "kernel"):
+        train, other = complete(SMOKE)["train"], complete(shuffled)["train"]
+        assert list(train[key].items()) == list(other[key].items())
+
+
 def test_fidelity_can_be_left_out():
     assert complete(smoke(fidelity=...))["fidelity"] is None
     assert complete(smoke(fidelity=None))["fidelity"] is None
@@ -92,7 +100,7 @@ def test_fidelity_can_be_left_out():
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({"sed": 1}, ["the configuration", "unknown key 'sed'", "did you mean 'seed'"]),
+        ({"sed": 1}, ["top level", "unknown key 'sed'", "did you mean 'seed'"]),
         ({"zzzzzz": 1}, ["unknown key 'zzzzzz'", "known: experiment"]),
         ({"train__recipe__epoch": 2}, ["train.recipe", "'epoch'", "did you mean 'epochs'"]),
         ({"models__tiny__contxt": 2}, ["models.tiny", "'contxt'", "did you mean 'context'"]),

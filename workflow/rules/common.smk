@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import re
 import shlex
 import sys
@@ -147,10 +148,15 @@ def package_files(wildcards):
 
 
 def source_file(wildcards):
-    """The download that a data set is read from, if any."""
-    source = CONFIG["datasets"][wildcards.dataset]["source"]
-    found = [p for p in packages().values() if p.source == source]
-    return [DOWNLOADS / package.file for package in found]
+    """The file that a data set is read from, if any: a download or local JSONL."""
+    dataset = CONFIG["datasets"][wildcards.dataset]
+    source, local = dataset["source"], Path(DATA_DIR or "") / dataset.get("local", "")
+    found = [DOWNLOADS / p.file for p in packages().values() if p.source == source]
+    if source == "jsonl":
+        found.append(Path(DATA_DIR or "") / dataset["path"])
+    if source == "hub" and DATA_DIR and local.is_file():
+        found.append(local)
+    return found
 
 
 # Features

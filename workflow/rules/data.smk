@@ -17,7 +17,7 @@ rule sample:
         mem_mb=memory(3000),
         runtime=60,
     params:
-        dataset=lambda wildcards: json.dumps(CONFIG["datasets"][wildcards.dataset]),
+        dataset=lambda wildcards: json.dumps(CONFIG["datasets"][wildcards.dataset], sort_keys=True),
         length=lambda wildcards: MODELS[wildcards.model]["context"],
         pack=lambda wildcards: "--pack" if wildcards.packed else "",
         data_dir=f"--data-dir {shlex.quote(DATA_DIR)}" if DATA_DIR else "",

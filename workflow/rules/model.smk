@@ -37,7 +37,7 @@ rule convert:
         mem_mb=model_memory,
         runtime=60,
     params:
-        weights=lambda wildcards: json.dumps(MODELS[wildcards.model]["weights"]),
+        weights=lambda wildcards: json.dumps(MODELS[wildcards.model]["weights"], sort_keys=True),
         downloads=DOWNLOADS,
         code=code_of("convert"),
     shell:

@@ -111,7 +111,7 @@ rule provenance:
         mem_mb=memory(1000),
         runtime=10,
     params:
-        config=json.dumps(CONFIG),
+        config=json.dumps(CONFIG, sort_keys=True),
         config_hash=configuration.config_hash(CONFIG),
         code=code_of("provenance"),
     shell:
@@ -138,7 +138,7 @@ rule page:
         mem_mb=memory(1000),
         runtime=10,
     params:
-        snakefile=workflow.main_snakefile,
+        snakefile=os.path.relpath(workflow.main_snakefile),
     shell:
         "snakemake --snakefile {params.snakefile:q} --configfile {input.config:q}"
         " --workflow-profile none --cores 1 --nolock --report {output:q} {input.shown:q}"
