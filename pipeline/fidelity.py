@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from pipeline.kernels import Kernel
-from pipeline.synthesis import EPSILON
 
 ROWS = 256  # queries at once; keeps memory at O(ROWS * S)
 
@@ -48,12 +47,13 @@ def hellinger(
         logits = rows[..., chunk, :] @ k.float()[:, :, None].transpose(-1, -2) * size**-0.5
         logits = logits.masked_fill(~causal, float("-inf"))
         true = logits.softmax(-1)
-        # One shift for both parts keeps exp in range and cancels in the normalisation.
-        shift = logits.amax(-1, keepdim=True)
+        # One shift for both parts keeps exp in range and cancels in the normalisation. It is that
+        # of the visible keys: all they weigh may be nothing beside a key that is gone.
+        shift = logits.masked_fill(~visible, float("-inf")).amax(-1, keepdim=True)
         mass = torch.where(visible, (logits - shift).exp(), 0.0)
         if features is not None:
             low_rank = features[0][..., chunk, :] @ features[1] * (-shift).exp()
             mass = torch.where(visible | ~causal, mass, low_rank)
-        approximate = mass / mass.sum(-1, keepdim=True).clamp(min=EPSILON)
+        approximate = mass / mass.sum(-1, keepdim=True)
         distances.append((true.sqrt() - approximate.sqrt()).square().sum(-1).div(2).sqrt())
     return torch.cat(distances, dim=-1).view(batch, heads, count)
