@@ -41,7 +41,8 @@ def estimate(
     """
     value = float(statistic(*columns))
     drawn = statistic(*(column[draws] for column in columns))
-    # Differences of equal numbers have no spread; nan would only mark an undefined ratio.
+    if np.isnan(drawn).all():  # a ratio that is undefined whatever documents are drawn
+        return Estimate(value, float("nan"), float("nan"), len(columns[0]))
     low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high), len(columns[0]))
 

@@ -11,6 +11,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.colors import Normalize
 
+from pipeline.curves import load_curves
 from pipeline.files import load_table, whole
 from pipeline.labels import label_of, policy_title
 
@@ -56,9 +57,15 @@ def series(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
         yield label_of(method, sparsity), colour, found.sort_values("sparsity")
 
 
-def panels(rows: pd.DataFrame, by: tuple[str, str]) -> tuple[Any, list[tuple[Any, pd.DataFrame]]]:
-    """A figure with a panel for each pair of the ``by`` columns: rows of panels by columns."""
-    downs, acrosses = (list(dict.fromkeys(rows[column])) for column in by)
+def panels(rows: pd.DataFrame, by: str) -> tuple[Any, list[tuple[Any, pd.DataFrame]]]:
+    """A figure with a row of panels for each value of ``by`` (and model) and a column a policy."""
+    if rows.empty:
+        figure = plt.figure(figsize=(4, 1))
+        figure.text(0.5, 0.5, "not measured in this experiment", ha="center", va="center")
+        return figure, []
+    down = rows[by] if rows["model"].nunique() == 1 else rows[by] + ", " + rows["model"]
+    rows = rows.assign(down=down)
+    downs, acrosses = (list(dict.fromkeys(rows[column])) for column in ("down", "policy"))
     figure, axes = plt.subplots(
         len(downs), len(acrosses), squeeze=False, sharex=True,
         figsize=(3.1 * len(acrosses) + 1.2, 2.5 * len(downs) + 0.6), layout="constrained",
@@ -66,7 +73,7 @@ def panels(rows: pd.DataFrame, by: tuple[str, str]) -> tuple[Any, list[tuple[Any
     found = []
     for i, down in enumerate(downs):
         for j, across in enumerate(acrosses):
-            part = rows[(rows[by[0]] == down) & (rows[by[1]] == across)]
+            part = rows[(rows["down"] == down) & (rows["policy"] == across)]
             axes[i, j].set_title(f"{policy_title(across)}, {down}", fontsize=9)
             found.append((axes[i, j], part))
     return figure, found
@@ -78,9 +85,10 @@ def legend(figure: Any) -> None:
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    figure.legend(
-        found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 6)
-    )
+    if found:
+        figure.legend(
+            found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 6)
+        )
 
 
 def draw_lines(axis: Any, x: Any, rows: pd.DataFrame, label: str, colour: str) -> None:
@@ -93,7 +101,7 @@ def perplexity_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
     """Perplexity against sparsity."""
     rows = tidy[tidy["metric"] == "token_perplexity"]
     full = rows[rows["policy"].isna()].set_index(["model", "task"])["value"]
-    figure, found = panels(rows[rows["policy"].notna()], ("task", "policy"))
+    figure, found = panels(rows[rows["policy"].notna()], "task")
     for axis, part in found:
         for label, colour, lines in series(part):
             draw_lines(axis, 100 * lines["sparsity"], lines, label, colour)
@@ -112,7 +120,7 @@ def perplexity_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
 def recovered_gap_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
     """Recovered gap by policy and sparsity."""
     rows = tidy[tidy["metric"] == "recovered_gap"]
-    figure, found = panels(rows, ("task", "policy"))
+    figure, found = panels(rows, "task")
     for axis, part in found:
         cells = sorted(part["sparsity"].unique())
         entries = list(series(part))
@@ -121,7 +129,8 @@ def recovered_gap_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
             x = [
                 cells.index(s) + (place - (len(entries) - 1) / 2) * width for s in bars["sparsity"]
             ]
-            error = [bars["value"] - bars["low"], bars["high"] - bars["value"]]
+            # The percentile interval of a ratio need not hold its value.
+            error = [(bars["value"] - bars["low"]).clip(0), (bars["high"] - bars["value"]).clip(0)]
             axis.bar(x, bars["value"], width, color=colour, label=label)
             axis.errorbar(x, bars["value"], error, fmt="none", ecolor="black", elinewidth=0.8)
         axis.axhline(0, color="black", linewidth=0.8)
@@ -136,7 +145,7 @@ def hellinger_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
     """Hellinger distance by layer."""
     rows = tidy[tidy["metric"] == "hellinger"].copy()
     rows["cell"] = [f"{100 * s:g} %" for s in rows["sparsity"]]
-    figure, found = panels(rows, ("cell", "policy"))
+    figure, found = panels(rows, "cell")
     for axis, part in found:
         for label, colour, lines in series(part):
             lines = lines.sort_values("layer")
@@ -152,7 +161,9 @@ def loss_curves_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
     """Validation loss against epochs, a line a layer, as a share of the sparse policy's loss."""
     rows = curves.assign(share=curves["validation_loss"] / curves["sparse_loss"])
     rows["cell"] = [f"trained at {100 * s:g} %" for s in rows["train_sparsity"]]
-    figure, found = panels(rows, ("cell", "policy"))
+    figure, found = panels(rows, "cell")
+    if not found:
+        return figure
     scale = Normalize(rows["layer"].min(), max(rows["layer"].max(), 1))
     colours = plt.get_cmap("viridis")
     for axis, part in found:
@@ -178,7 +189,7 @@ FIGURES: dict[str, Callable[[pd.DataFrame, pd.DataFrame], Any]] = {
 def run(args: argparse.Namespace) -> None:
     """Write every figure that the measurements allow, as SVG and PNG."""
     tidy = load_table(args.tidy)
-    curves = pd.concat([load_table(path) for path in args.curves])
+    curves = load_curves(args.curves)
     with plt.rc_context(STYLE):
         for name, draw in FIGURES.items():
             figure = draw(tidy, curves)

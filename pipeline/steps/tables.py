@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.curves import load_curves
 from pipeline.files import load_table, save_table, whole
 from pipeline.labels import label_of, policy_title
 
@@ -34,6 +35,8 @@ def with_interval(rows: pd.DataFrame, digits: int) -> pd.Series:
 def by_cell(tidy: pd.DataFrame, metric: str, digits: int) -> pd.DataFrame:
     """Rows: model, task, policy and method; a column for each test sparsity."""
     rows = tidy[tidy["metric"] == metric].copy()
+    if rows.empty:
+        return pd.DataFrame(columns=["model", "task", "policy", "n", "method"])
     policies = rows[rows["policy"].notna()]
     full = rows[rows["policy"].isna()]
     # The full cache has no policy and no sparsity: it stands in every block to compare with.
@@ -128,8 +131,7 @@ def run(args: argparse.Namespace) -> None:
         tidy.to_csv(partial, index=False)
     for name, view in TABLES.items():
         write(view(tidy), args.out / "tables", name)
-    training = pd.concat([load_table(path) for path in args.curves])
-    write(training_table(training), args.out / "tables", "training")
+    write(training_table(load_curves(args.curves)), args.out / "tables", "training")
 
 
 def training_table(curves: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,200 @@
+import warnings
+from math import exp, log
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.errors import DataError
+from pipeline.statistics import estimate, mean_difference, perplexity, recovered_gap, resamples
+from pipeline.steps import tabulate
+
+# --- by hand ---------------------------------------------------------------------------------
+
+
+def test_perplexity():
+    """exp((ln 8 + ln 2) / 4) = 2; documents weigh by their length, not each the same."""
+    assert perplexity(np.log([8.0, 2.0]), np.array([2, 2])) == pytest.approx(2)
+    assert perplexity(np.log([16.0, 1.0]), np.array([4, 0])) == pytest.approx(2)
+    assert perplexity(np.array([3 * log(2), log(16)]), np.array([3, 1])) == pytest.approx(exp(
+        7 * log(2) / 4))  # fmt: skip
+    rows = np.log([[8.0, 2.0], [1.0, 1.0]])
+    assert perplexity(rows, np.array([2, 2])).tolist() == pytest.approx([2, 1])
+
+
+@pytest.mark.parametrize(
+    ("method", "gap"), [(4, 0), (2, 1), (3, 0.5), (6, -1), (1, 1.5), (3.5, 0.25)]
+)
+def test_recovered_gap(method, gap):
+    """Baseline 4, full cache 2: linear in perplexity, not in its logarithm."""
+    one = np.array([1])
+    found = recovered_gap(np.log([method]), np.log([4.0]), np.log([2.0]), one)
+    assert found == pytest.approx(gap, abs=1e-12)
+
+
+def test_mean_difference():
+    units = np.array([10, 30])
+    assert mean_difference(np.array([5.0, 9.0]), np.array([3.0, 3.0]), units) == pytest.approx(0.2)
+
+
+def test_resamples():
+    draws = resamples(5, 1000, seed=1)
+    assert draws.shape == (1000, 5)
+    assert set(draws.flatten()) == set(range(5))
+    assert (draws == resamples(5, 1000, seed=1)).all()
+    assert (draws != resamples(5, 1000, seed=2)).any()
+
+
+def test_one_document_has_no_spread():
+    found = estimate(perplexity, np.log([4.0]), np.array([2]), draws=resamples(1, 100, 0))
+    assert (found.value, found.low, found.high, found.n) == (2, 2, 2, 1)
+
+
+# --- intervals -------------------------------------------------------------------------------
+
+
+def test_differences_are_paired():
+    """Documents differ by far more than methods: only pairing sees the difference."""
+    rng = np.random.default_rng(0)
+    units = np.full(30, 100)
+    base = rng.uniform(100, 500, 30)
+    draws = resamples(30, 500, 0)
+    found = estimate(mean_difference, base + 1, base, units, draws=draws)
+    assert (found.value, found.low, found.high) == pytest.approx((0.01, 0.01, 0.01))
+    alone = estimate(lambda a, n: a.sum(-1) / n.sum(-1), base, units, draws=draws)
+    assert alone.high - alone.low > 0.5
+
+
+def test_gap_is_paired():
+    """A method half way in every document has half the gap, whatever documents are drawn."""
+    rng = np.random.default_rng(1)
+    one = np.ones(25)
+    full, base = rng.uniform(1, 2, 25), rng.uniform(3, 5, 25)
+    found = estimate(recovered_gap, base, base, full, one, draws=resamples(25, 300, 0))
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+    found = estimate(recovered_gap, full, base, full, one, draws=resamples(25, 300, 0))
+    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
+
+
+def test_intervals_cover_the_truth():
+    rng = np.random.default_rng(0)
+    one = np.ones(40)
+    draws = resamples(40, 400, 0)
+    truth, trials = exp(2.0), 400
+    inside = 0
+    for _ in range(trials):
+        found = estimate(perplexity, rng.normal(2.0, 0.5, 40), one, draws=draws)
+        assert found.low <= found.value <= found.high
+        inside += found.low <= truth <= found.high
+    assert 0.90 <= inside / trials <= 0.975
+
+
+def test_a_gap_that_does_not_exist_is_nan():
+    one, same = np.ones(5), np.arange(1.0, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = estimate(recovered_gap, same, same, same, one, draws=resamples(5, 100, 0))
+    assert np.isnan([found.value, found.low, found.high]).all()
+
+
+# --- the tidy table --------------------------------------------------------------------------
+
+
+def cell(methods, policy="h2o", sparsity=0.1, documents=("a", "b")):
+    """Measurements: method name, train sparsity and losses of each document (2 tokens, 1 word)."""
+    return pd.DataFrame(
+        [
+            {
+                "method": method, "train_sparsity": trained, "budget": 4, "document": document,
+                "tokens": 2, "words": 1, "nll": nll, "policy": policy, "model": "m", "task": "t",
+                "sparsity": sparsity,
+            }
+            for method, trained, losses in methods
+            for document, nll in zip(documents, losses, strict=True)
+        ]
+    )  # fmt: skip
+
+
+FULL = cell([("full", None, [2 * log(2)] * 2)], policy=None, sparsity=None)
+CELL = [
+    ("baseline", None, [2 * log(4)] * 2),
+    ("baseline_plus", None, [2 * log(3.5)] * 2),
+    ("less", 0.05, [2 * log(3)] * 2),
+    ("less", 0.1, [2 * log(2.5)] * 2),
+]
+
+
+def values(table):
+    rows = tabulate.perplexity_rows(table, FULL, resamples(2, 100, 0))
+    return {(r["method"], r["train_sparsity"], r["metric"]): r["value"] for r in
+            pd.DataFrame(rows).fillna({"train_sparsity": 0}).to_dict("records")}  # fmt: skip
+
+
+def test_rows_of_a_cell():
+    found = values(cell(CELL))
+    token = {k[:2]: v for k, v in found.items() if k[2] == "token_perplexity"}
+    assert token == pytest.approx(
+        {("baseline", 0): 4, ("baseline_plus", 0): 3.5, ("less", 0.05): 3, ("less", 0.1): 2.5}
+    )
+    words = {k[:2]: v for k, v in found.items() if k[2] == "word_perplexity"}
+    assert words == pytest.approx({k: v**2 for k, v in token.items()})
+    gaps = {k[:2]: v for k, v in found.items() if k[2] == "recovered_gap"}
+    assert gaps == pytest.approx(
+        {("baseline_plus", 0): 0.25, ("less", 0.05): 0.5, ("less", 0.1): 0.75}
+    )
+    nats = {k[:2]: v for k, v in found.items() if k[2] == "nats_over_baseline_plus"}
+    assert nats == pytest.approx(
+        {("baseline", 0): log(4 / 3.5), ("less", 0.05): log(3 / 3.5), ("less", 0.1): log(2.5 / 3.5)}
+    )
+
+
+def test_documents_are_matched_by_name_not_by_order():
+    losses = [2 * log(2), 2 * log(8)]
+    straight = values(cell([("baseline", None, losses), ("less", 0.1, losses)]))
+    table = cell([("baseline", None, losses)])
+    turned = cell([("less", 0.1, losses[::-1])], documents=("b", "a"))
+    assert values(pd.concat([table, turned])) == straight
+
+
+def test_other_documents_cannot_be_paired():
+    with pytest.raises(DataError, match="measured on other documents than the full cache; rerun"):
+        values(cell([("baseline", None, [1.0, 1.0])], documents=("a", "c")))
+
+
+def test_what_is_not_measured_gives_no_rows():
+    metrics = {metric for _, _, metric in values(cell([("less", 0.1, [1.0, 1.0])]))}
+    assert metrics == {"token_perplexity", "word_perplexity"}
+
+
+def test_tidy_table_of_files(tmp_path):
+    from pipeline.files import load_table, save_table
+
+    distances = pd.DataFrame(
+        {"method": "less", "train_sparsity": 0.1, "budget": 4, "document": ["a", "b"] * 2,
+         "layer": [0, 0, 1, 1], "hellinger": [0.2, 0.4, 0.5, 0.7], "model": "m",
+         "task": "fidelity", "policy": "h2o", "sparsity": 0.1}
+    )  # fmt: skip
+    paths = []
+    # the full cache need not come first
+    for name, table in (("cell", cell(CELL)), ("layers", distances), ("full", FULL)):
+        paths.append(str(tmp_path / f"{name}.parquet"))
+        save_table(paths[-1], table)
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    tabulate.add_arguments(parser)
+    out = tmp_path / "tidy.parquet"
+    words = ["--experiment", "e", "--config-hash", "h", "--seed", "3", "--bootstrap", "100"]
+    tabulate.run(parser.parse_args(["--cells", *paths, *words, "--out", str(out)]))
+    tidy = load_table(out)
+    assert list(tidy.columns) == tabulate.COLUMNS
+    assert set(zip(tidy["experiment"], tidy["config"], tidy["seed"], strict=True)) == {
+        ("e", "h", 3)
+    }
+    layers = tidy[tidy["metric"] == "hellinger"].set_index("layer")
+    assert layers["value"].to_dict() == pytest.approx({0: 0.3, 1: 0.6})
+    assert layers.loc[0, "low"] == pytest.approx(0.2)
+    assert layers.loc[0, "high"] == pytest.approx(0.4)
+    assert set(layers["n"]) == {2}
+    assert tidy["policy"].isna().sum() == 2, "token and word perplexity of the full cache"
+    assert not tidy.duplicated(["policy", "method", "train_sparsity", "layer", "metric"]).any()
