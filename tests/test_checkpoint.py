@@ -1,0 +1,98 @@
+import pytest
+import torch
+from helpers import randn
+
+from pipeline.checkpoint import Heads, join_kernels, load_kernels, save_kernels
+from pipeline.errors import DataError
+from pipeline.kernels import get_kernel
+from pipeline.tensors import load_tensors, save_tensors
+
+HEADS = Heads(4, 2, 8)
+BUILD = {"kernel_size": 4, "hidden_size": 16}
+HEADER = {"policy": {"name": "h2o"}, "scores": "cached"}
+
+
+def kernel(layer):
+    made = get_kernel("less", **vars(HEADS), **BUILD, seed=layer)
+    with torch.no_grad():
+        made.s1.fill_(1.0 + layer)
+        made.s2.fill_(0.5)
+    return made
+
+
+def write(path, layers, **header):
+    losses = {str(layer): {"best": float(layer)} for layer in layers}
+    kernels = {layer: kernel(layer) for layer in layers}
+    save_kernels(path, kernels, HEADS, BUILD, losses=losses, **(HEADER | header))
+    return path
+
+
+def test_kernels_come_back_in_order_and_in_evaluation_mode(tmp_path):
+    path = write(tmp_path / "k.safetensors", [1, 0, 2])
+    found = load_kernels(path, HEADS, 3)
+    q, k = randn(1, 4, 5, 8, seed=1), randn(1, 2, 5, 8, seed=2)
+    for layer, loaded in enumerate(found):
+        expected = kernel(layer).eval()
+        assert not loaded.training
+        assert torch.equal(loaded.phi(q), expected.phi(q))
+        assert torch.equal(loaded.psi(k), expected.psi(k))
+    assert len(load_kernels(path)) == 3
+    assert load_kernels(path, compute_dtype=torch.bfloat16)[0].compute_dtype == torch.bfloat16
+
+
+def test_parts_join_into_what_one_job_writes(tmp_path):
+    parts = [write(tmp_path / "a", [0, 1]), write(tmp_path / "b", [2])]
+    whole = write(tmp_path / "whole", [0, 1, 2])
+    for name, order in (("ab", parts), ("ba", parts[::-1])):
+        join_kernels(order, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == whole.read_bytes()
+    _, header = load_tensors(whole, "kernels")
+    assert header["policy"] == {"name": "h2o"}
+    assert header["layers"] == [0, 1, 2]
+    assert header["losses"]["2"] == {"best": 2.0}
+
+
+def test_parts_of_other_trainings_do_not_join(tmp_path):
+    parts = [write(tmp_path / "a", [0]), write(tmp_path / "b", [1], scores="full")]
+    with pytest.raises(DataError, match=r"b belongs to another training than .*a\."):
+        join_kernels(parts, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match="nothing to join"):
+        join_kernels([], tmp_path / "out")
+
+
+def test_layers_that_are_missing(tmp_path):
+    path = write(tmp_path / "k", [0, 2])
+    with pytest.raises(DataError, match=r"holds kernels of layers 0\.\.2 \(2\), not of all 3"):
+        load_kernels(path, HEADS, 3)
+    with pytest.raises(DataError, match="not of all 2"):
+        load_kernels(path)
+
+
+def test_kernels_of_another_model(tmp_path):
+    path = write(tmp_path / "k", [0])
+    with pytest.raises(DataError, match=r"trained for 4 query heads on 2 of 8, .* 4 .* on 4 of 8"):
+        load_kernels(path, Heads(4, 4, 8))
+    with pytest.raises(DataError, match="not of all 2"):
+        load_kernels(path, HEADS, 2)
+
+
+def test_files_that_hold_no_kernels(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        load_kernels(tmp_path / "none")
+    save_tensors(tmp_path / "samples", {"x": torch.ones(1)}, "samples")
+    with pytest.raises(DataError, match="should hold kernels, but is samples"):
+        load_kernels(tmp_path / "samples")
+    path = write(tmp_path / "k", [0])
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(DataError, match="damaged"):
+        load_kernels(path)
+
+
+def test_tensors_that_do_not_fit_their_header(tmp_path):
+    path = write(tmp_path / "k", [0])
+    tensors, header = load_tensors(path, "kernels")
+    header.pop("kind")
+    save_tensors(path, tensors, "kernels", **(header | {"build": BUILD | {"hidden_size": 8}}))
+    with pytest.raises(DataError, match="layer 0 does not fit its header"):
+        load_kernels(path)
