@@ -157,15 +157,18 @@ def _decode(  # type: ignore[no-untyped-def]
             free[b, u] = slot
 
 
-@_parallel
+@_jit
 def _absorb_and_merge(  # type: ignore[no-untyped-def]
     out, lse, phi, psi, v, gone, H, z, first, budget, epsilon
 ):
-    """One token, in place: ``out`` (B, G, N, D) is corrected, then H and z take the pair in."""
+    """One token, in place: ``out`` (B, G, N, D) is corrected, then H and z take the pair in.
+
+    In one thread: there is less to do than it takes to wake a pool.
+    """
     batch, groups, rep, size = out.shape
     rank = z.shape[2]
     shared = groups // gone.shape[1]
-    for job in numba.prange(batch * groups):
+    for job in range(batch * groups):
         b, g = job // groups, job % groups
         if first[b] > budget:
             for n in range(rep):
