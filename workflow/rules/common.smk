@@ -218,8 +218,11 @@ def trained_kernels(wildcards):
     ]
 
 
-def cell_arguments(wildcards, input):
-    """What names a cell on the command line; its words are quoted here."""
+def cell_arguments(wildcards):
+    """What names a cell on the command line; its words are quoted here.
+
+    It does not take `input`: Snakemake would not notice when what it returns changes.
+    """
     budget = grid.budget(CONFIG, wildcards.model, float(wildcards.sparsity))
     words = [
         "--policy",
@@ -231,7 +234,7 @@ def cell_arguments(wildcards, input):
     ]
     words += ["--methods", *GRID["methods"], "--seed", SEED]
     words += ["--kernel-size", TRAIN["kernel"]["kernel_size"]]
-    pairs = list(zip(GRID["train_sparsities"], input.kernels))
+    pairs = list(zip(GRID["train_sparsities"], trained_kernels(wildcards)))
     words += ["--kernels", *(f"{sparsity}={path}" for sparsity, path in pairs)] if pairs else []
     return " ".join(shlex.quote(str(word)) for word in words)
 

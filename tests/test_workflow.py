@@ -1,0 +1,482 @@
+"""The smoke experiment through Snakemake: made once, looked at, changed, and killed."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from helpers import randn
+
+from pipeline.catalogue import FIGURES, TABLES
+from pipeline.layout import layer_file
+from pipeline.tensors import save_tensors
+
+ROOT = Path(__file__).parent.parent
+SMOKE = "experiments/smoke.yaml"
+EXPERIMENTS = sorted(path.name for path in (ROOT / "experiments").glob("*.yaml"))
+PARTS = [
+    "Snakefile",
+    "config.yaml",
+    "experiments",
+    "pipeline",
+    "profiles",
+    "tests/data",
+    "workflow",
+]
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def checkout(folder):
+    """The files of this repository that a run reads; source times stay, so numba's cache holds."""
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, folder / part)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / part, folder / part)
+    return folder
+
+
+def command(*words, config=SMOKE):
+    return ["snakemake", "--cores", "2", "--configfile", str(config), *words]
+
+
+def run(folder, *words, config=SMOKE):
+    return subprocess.run(
+        command(*words, config=config), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
+    )
+
+
+def finish(folder):
+    done = run(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def planned(folder, config=SMOKE):
+    """Jobs by rule that a dry run lists, without the target."""
+    done = run(folder, "--dry-run", config=config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = done.stdout + done.stderr
+    if "Nothing to be done" in text:
+        return {}
+    table = text.split("Job stats:")[1].split("\n\n")[0]
+    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
+    assert counts.pop("total") == sum(counts.values())
+    assert counts.pop("all") == 1
+    return counts
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A checkout in which the smoke experiment is finished; do not change it."""
+    folder = checkout(tmp_path_factory.mktemp("smoke") / "less")
+    finish(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished checkout to change."""
+    return shutil.copytree(finished, tmp_path / "less")
+
+
+# --- the whole chain -------------------------------------------------------------------------
+
+
+def test_every_output_is_there(finished):
+    results = finished / "results" / "smoke"
+    expected = {f"tables/{name}.{form}" for name in TABLES for form in ("md", "csv", "tex")}
+    expected |= {f"figures/{name}.{form}" for name in FIGURES for form in ("svg", "png")}
+    expected |= {"results.csv", "results.parquet", "provenance.json", "config.json", "report.html"}
+    found = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
+    assert found == expected
+    assert all((results / name).stat().st_size > 50 for name in found)
+    leftovers = [p for p in finished.rglob("*.partial*")]
+    assert not leftovers
+    assert not (
+        finished / "scratch" / "smoke" / "unfinished" / "tiny" / "h2o-0.1"
+    ).exists() or not [
+        p for p in (finished / "scratch" / "smoke" / "unfinished").rglob("*.safetensors")
+    ]
+
+
+def test_tidy_table(finished):
+    tidy = pd.read_parquet(finished / "results" / "smoke" / "results.parquet")
+    assert list(tidy.columns) == [
+        "experiment", "config", "model", "task", "policy", "sparsity", "budget", "method",
+        "train_sparsity", "layer", "metric", "value", "low", "high", "n", "seed",
+    ]  # fmt: skip
+    assert set(tidy["experiment"]) == {"smoke"}
+    assert set(tidy["model"]) == {"tiny"}
+    perplexity = tidy[tidy["metric"] == "token_perplexity"]
+    cells = perplexity.fillna({"policy": "-"}).groupby("policy")["method"].agg(list).to_dict()
+    methods = ["baseline", "baseline_plus", "performer", "less"]
+    assert cells == {"-": ["full"], "h2o": methods, "lambda": methods}
+    assert set(perplexity["n"]) == {4}
+    # an untrained model with 300 tokens knows nothing
+    assert perplexity["value"].between(250, 350).all()
+    assert (tidy["low"] <= tidy["high"]).all()
+    means = tidy[tidy["metric"].isin(["token_perplexity", "hellinger"])]
+    assert (means["low"] <= means["value"] + 1e-9).all()
+    assert (means["value"] <= means["high"] + 1e-9).all()
+    # 10 % of 128 tokens, rounded down to an even number; R/2 more for baseline+
+    budgets = perplexity.dropna(subset=["policy"]).groupby("method")["budget"].agg(set).to_dict()
+    assert budgets == {m: {16 if m == "baseline_plus" else 12} for m in methods}
+    less = tidy[tidy["method"] == "less"]
+    assert set(less["train_sparsity"]) == {0.1}
+    assert tidy.loc[tidy["method"] != "less", "train_sparsity"].isna().all()
+    distance = tidy[tidy["metric"] == "hellinger"]
+    assert set(distance["layer"]) == {0, 1}
+    assert set(distance["n"]) == {2}
+    assert distance["value"].between(0, 1).all()
+    assert len(distance) == 2 * 2 * len(methods)
+    csv = pd.read_csv(finished / "results" / "smoke" / "results.csv")
+    pd.testing.assert_frame_equal(csv, tidy, check_dtype=False)
+
+
+def test_provenance(finished):
+    results = finished / "results" / "smoke"
+    record = json.loads((results / "provenance.json").read_text())
+    assert record["config"]["experiment"] == "smoke"
+    assert record["config"]["train"]["recipe"]["learning_rate"] == 0.001, "defaults are recorded"
+    tidy = pd.read_parquet(results / "results.parquet")
+    assert set(tidy["config"]) == {record["config_hash"]}
+    assert sum(path.endswith(".safetensors") for path in record["inputs"]) == 2
+    assert json.loads((results / "config.json").read_text()) == record["config"]
+
+
+def test_logs_and_benchmarks_of_every_job(finished):
+    for kind, folder in (("log", "logs/smoke"), ("tsv", "scratch/smoke/benchmarks")):
+        found = {str(p.relative_to(finished / folder).with_suffix("")) for p in
+                 (finished / folder).rglob(f"*.{kind}")}  # fmt: skip
+        assert {
+            "convert/tiny", "sample/tiny/train-4", "sample/tiny/test-4", "dump/tiny/part0",
+            "train/tiny/h2o-0.1/part1", "collect/tiny/lambda-0.1", "evaluate/tiny/text/full",
+            "evaluate/tiny/text/h2o-0.1", "fidelity/tiny/h2o-0.1", "tabulate", "tables", "plot",
+            "provenance",
+        } <= found  # fmt: skip
+
+
+def test_nothing_to_do_twice(finished):
+    assert planned(finished) == {}
+    assert "Nothing to be done" in finish(finished)
+
+
+def test_completed_config_is_the_same_experiment(finished):
+    assert planned(finished, "results/smoke/config.json") == {}
+
+
+# --- what a change reruns --------------------------------------------------------------------
+
+SHOWN = {"tabulate": 1, "tables": 1, "plot": 1, "provenance": 1, "page": 1}
+MEASURED = {"evaluate": 2, "fidelity": 2} | SHOWN
+TRAINED = {"train": 4, "collect": 2} | MEASURED
+FULL = {"evaluate_full": 1}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        ("bootstrap", 300, SHOWN),
+        ("description", "Another wording.", {"provenance": 1, "page": 1}),
+        ("grid.test_sparsities", [0.1, 0.2], MEASURED),
+        ("grid.methods", ["baseline", "baseline_plus", "less"], MEASURED),
+        ("grid.methods", ["baseline"], MEASURED),
+        ("grid.scores", "full", TRAINED),
+        ("grid.train_sparsities", [0.1, 0.2], TRAINED),
+        ("grid.policies", ["h2o", "lambda", "tova"],
+         {"train": 2, "collect": 1, "evaluate": 1, "fidelity": 1} | SHOWN),
+        ("train.recipe.epochs", 3, TRAINED),
+        ("train.kernel.hidden_size", 8, TRAINED),
+        ("train.layers_per_job", 2, TRAINED | {"train": 2}),
+        ("tasks.text.windows", 5, {"sample": 1, "evaluate": 2} | FULL | SHOWN),
+        ("tasks.text.title", "Other", SHOWN),
+        ("train.sequences", 5, {"sample": 1, "dump": 1} | TRAINED),
+        ("models.tiny.context", 64, {"sample": 3, "dump": 1} | TRAINED | FULL),
+        ("seed", 1, {"sample": 3, "dump": 1} | TRAINED | FULL),
+        ("models.tiny.weights.random.hidden_size", 48,
+         {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL),
+        ("fidelity", None, SHOWN),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else None,
+)  # fmt: skip
+def test_a_changed_key_reruns_exactly_its_jobs(finished, tmp_path, place, value, expected):
+    config = yaml.safe_load((finished / SMOKE).read_text())
+    *path, last = place.split(".")
+    at = config
+    for key in path:
+        at = at[key]
+    assert at.get(last) != value
+    at[last] = value
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(yaml.safe_dump(config))
+    assert planned(finished, changed) == expected
+
+
+def test_parameters_are_such_that_changes_are_seen():
+    """Snakemake does not compare parameters whose functions take the job's input."""
+    for path in (ROOT / "workflow" / "rules").glob("*.smk"):
+        assert not re.search(r"\bwildcards, (input|output|threads|resources)\b", path.read_text())
+
+
+CHANGES = {
+    "code": lambda text: text + "\nADDED = 1\n",
+    "comment": lambda text: re.sub(
+        r"^import", "# A comment.\n\n\nimport", text, count=1, flags=re.M
+    ),
+    "docstring": lambda text: text.replace('"""', '"""Said otherwise. ', 1),
+    "layout": lambda text: re.sub(r"^(from .+, )", r"\1 ", text, flags=re.M),
+}
+
+
+def change(folder, name, kind):
+    path = folder / "pipeline" / name
+    before = path.read_text()
+    path.write_text(CHANGES[kind](before))
+    assert path.read_text() != before
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("steps/plot.py", {"plot": 1, "page": 1}),
+        ("steps/tables.py", {"tables": 1, "provenance": 1, "page": 1}),
+        ("statistics.py", SHOWN),
+        ("steps/provenance.py", {"provenance": 1, "page": 1}),
+        ("training.py", TRAINED),
+        ("checkpoint.py", TRAINED | FULL),
+        ("steps/sample.py", {"sample": 3, "dump": 1} | TRAINED | FULL),
+        ("steps/fidelity.py", {"fidelity": 2} | SHOWN),
+        ("steps/dump.py", {"dump": 1} | TRAINED),
+        ("config.py", {}),
+        ("grid.py", {}),
+    ],
+)
+def test_changed_code_reruns_exactly_its_steps(copied, name, expected):
+    change(copied, name, "code")
+    assert planned(copied) == expected
+
+
+def test_changed_text_reruns_what_reads_it(copied):
+    with (copied / "tests" / "data" / "texts.jsonl").open("a") as texts:
+        texts.write('{"id": "more", "text": "More."}\n')
+    assert planned(copied) == {"sample": 3, "dump": 1} | TRAINED | FULL
+
+
+def test_comments_docstrings_and_layout_rerun_nothing(copied):
+    for kind in ("comment", "docstring", "layout"):
+        change(copied, "training.py", kind)
+        change(copied, "steps/plot.py", kind)
+    assert planned(copied) == {}
+
+
+def test_results_without_scratch_rerun_everything(finished, tmp_path):
+    """A clone carries results, but neither intermediate files nor Snakemake's records."""
+    clone = checkout(tmp_path / "clone")
+    fresh = planned(clone)
+    assert fresh == {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL
+    shutil.copytree(finished / "results", clone / "results")
+    assert planned(clone) == fresh
+
+
+# --- killed ----------------------------------------------------------------------------------
+
+
+def killed_when(process, log, seen, times, then):
+    """SIGKILL the process group ``then`` seconds after ``seen`` is in the log ``times`` times."""
+    while process.poll() is None and log.read_text().count(seen) < times:
+        time.sleep(0.05)
+    time.sleep(then)
+    assert process.poll() is None, f"ended before it could be killed:\n{log.read_text()}"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_started_again(finished, tmp_path):
+    """Three kills, early, in training and in evaluation; the numbers are those of a quiet run."""
+    folder = checkout(tmp_path / "less")
+    rng = random.Random(0)
+    for number, finished_jobs in enumerate((1, 3, 3)):
+        log = tmp_path / f"log{number}"
+        with log.open("w") as handle:
+            process = subprocess.Popen(
+                command(), cwd=folder, env=ENVIRONMENT, stdout=handle, stderr=handle,
+                start_new_session=True,
+            )  # fmt: skip
+            killed_when(process, log, "Finished jobid", finished_jobs, rng.uniform(0, 3))
+    finish(folder)
+    compared = 0
+    for mine in (finished / "results" / "smoke").rglob("*"):
+        if mine.is_file() and mine.name != "report.html":  # the report tells how long jobs took
+            theirs = folder / mine.relative_to(finished)
+            assert mine.read_bytes() == theirs.read_bytes(), mine.name
+            compared += 1
+    assert compared > 20
+    assert planned(folder) == {}
+
+
+def test_two_runs_at_once_are_refused(copied):
+    """Locks of killed runs are cleared, those of living ones are not."""
+    change(copied, "steps/sample.py", "code")
+    log = copied / "log"
+    with log.open("w") as handle:
+        first = subprocess.Popen(
+            command(), cwd=copied, env=ENVIRONMENT, stdout=handle, stderr=handle,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            while "rule sample" not in log.read_text():
+                assert first.poll() is None, log.read_text()
+                time.sleep(0.05)
+            second = run(copied)
+            assert second.returncode != 0
+            assert "cannot be locked" in second.stdout + second.stderr
+        finally:
+            os.killpg(first.pid, signal.SIGKILL)
+            first.wait()
+
+
+def train_words(folder, name):
+    return [
+        sys.executable, "-m", "pipeline", "--threads", "1", "train", "--features",
+        str(folder / "features"), "--layers", "0", "1", "--policy", "h2o", "--budget", "20",
+        "--kernel", '{"hidden_size": 64}', "--recipe", '{"epochs": 14, "validation": 0.25}',
+        "--resume", str(folder / name / "unfinished"),
+        "--out", str(folder / name / "k.safetensors"),
+        "--curves", str(folder / name / "curves.parquet"),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_training_killed_midway_resumes_with_the_same_numbers(tmp_path):
+    shape = {"q": (8, 4, 256, 32), "k": (8, 2, 256, 32), "v": (8, 2, 256, 32)}
+    features = {name: randn(*size, seed=i).half() for i, (name, size) in enumerate(shape.items())}
+    features["o_weight"] = randn(64, 128, seed=9)
+    save_tensors(layer_file(tmp_path / "features", 0), features, "features", layer=0)
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(train_words(tmp_path, "quiet"), env=environment, check=True, capture_output=True)
+    log = tmp_path / "log"
+    with log.open("w") as handle:
+        process = subprocess.Popen(
+            train_words(tmp_path, "killed"), env=environment, stderr=handle, start_new_session=True
+        )
+        killed_when(process, log, "epoch 4/14", 1, 0)
+    assert not (tmp_path / "killed" / "k.safetensors").exists()
+    again = subprocess.run(
+        train_words(tmp_path, "killed"), env=environment, check=True, capture_output=True, text=True
+    )
+    epochs = [int(number) for number in re.findall(r"epoch (\d+)/14", again.stderr)]
+    assert epochs[0] >= 5, "training started over"
+    assert epochs[-1] == 14
+    for name in ("k.safetensors", "curves.parquet"):
+        assert (tmp_path / "quiet" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    assert not (tmp_path / "killed" / "unfinished").exists()
+
+
+# --- planning --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("sed: 1", "unknown key 'sed'; did you mean 'seed'?"),
+        ("scratch: '{x}'", "scratch: '{x}' does not match"),
+        ("grid: {policies: [h20], train_sparsities: [0.1], test_sparsities: [0.1]}", "'h2o'"),
+    ],
+)
+def test_a_bad_configuration_is_one_plain_message(finished, tmp_path, line, said):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text((finished / SMOKE).read_text() + "\n" + line + "\n")
+    done = run(finished, "--dry-run", config=bad)
+    assert done.returncode != 0
+    text = done.stdout + done.stderr
+    assert said in text
+    assert "Traceback" not in text
+    assert len([line for line in text.splitlines() if "Error" in line]) == 1
+
+
+def test_an_experiment_is_one_file(finished, tmp_path):
+    """What a file lacks does not come from config.yaml; --config alone changes the default."""
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("seed: 1\n")
+    done = run(finished, "--dry-run", config=bad)
+    assert done.returncode != 0
+    assert "'experiment' is missing" in done.stdout + done.stderr
+    plain = ["snakemake", "--dry-run", "--config", "scratch=elsewhere"]
+    done = subprocess.run(plain, cwd=finished, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "elsewhere/default/tidy.parquet" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_planned_within_a_minute(tmp_path, name):
+    done = subprocess.run(
+        command("--dry-run", config=f"experiments/{name}"), cwd=checkout(tmp_path / "less"),
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Job stats:" in done.stdout + done.stderr
+
+
+def test_lint():
+    done = subprocess.run(
+        ["snakemake", "--lint", "--snakefile", str(ROOT / "Snakefile")],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Congratulations" in done.stdout + done.stderr
+
+
+# --- the report ------------------------------------------------------------------------------
+
+
+def browse(page, folder):
+    """(document, console errors, addresses the page asked for over a network)."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    log = folder / "net.json"
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}",
+         "--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE:" in line]
+    errors = [line for line in console if re.search("error|refused|failed", line, re.IGNORECASE)]
+    # Of all requests, those of the page; the browser has its own.
+    asked = [line for line in log.read_text().splitlines() if "site=file://" in line]
+    return done.stdout, errors, set(re.findall(r'"url":"((?:http|ws)[^"]*)"', "".join(asked)))
+
+
+def test_report_opens_without_network_or_errors(finished, tmp_path):
+    document, errors, asked = browse(finished / "results" / "smoke" / "report.html", tmp_path)
+    for text in ("Tables", "Figures", "Provenance"):
+        assert text in document
+    assert not errors
+    assert not asked
+
+
+def test_a_page_with_errors_would_be_seen(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text("<img src='http://example.invalid/x.png'><script>missing()</script>")
+    _, errors, asked = browse(page, tmp_path)
+    assert errors
+    assert asked == {"http://example.invalid/x.png"}
