@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+)
 
 from pipeline.cache import LessCache, full_cache_bytes
 
@@ -21,7 +27,7 @@ class Decoding:
         max_new_tokens: at most this many.
         temperature: of sampling over the whole vocabulary; 0 is greedy.
         stop: generation ends at this text, which is cut off.
-        seed: of sampling.
+        seed: of sampling; unless `generate` is given one a prompt, the next prompt takes the next.
         prefill_chunk: read the prompt in pieces of this many tokens; needs a cache with
             ``prefill="policy"``.
     """
@@ -66,18 +72,38 @@ class _StopAt(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
+class _SampleBySeed(LogitsProcessor):
+    """Adds noise whose largest sum with the logits is a sample of their softmax (Gumbel).
+
+    Each sequence has its own stream of noise, the same on every device, so that its text depends
+    neither on the batch it is in nor on anything drawn before, and caches that give nearly the
+    same logits nearly always draw the same token.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int]) -> None:
+        self.temperature = temperature
+        self.streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        size = scores.shape[-1]
+        drawn = [torch.empty(size).exponential_(generator=stream) for stream in self.streams]
+        return scores / self.temperature - torch.stack(drawn).log().to(scores.device)
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     decoding: Decoding,
     cache: LessCache | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> Generated:
     """Continue a batch of prompts, padded on the left.
 
     Args:
         model: prepared by :func:`pipeline.attention.enable` if ``cache`` is given.
         cache: fresh or reset; None for the library's full cache.
+        seeds: of sampling, one a prompt; by default they count up from ``decoding.seed``.
     """
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -86,9 +112,10 @@ def generate(
     length = ids.shape[1]
     options: dict[str, Any] = {"do_sample": False}
     if decoding.temperature > 0:
-        options = {
-            "do_sample": True, "temperature": decoding.temperature, "top_k": 0, "top_p": 1.0,
-        }  # fmt: skip
+        if seeds is None:
+            seeds = range(decoding.seed, decoding.seed + len(prompts))
+        noise = _SampleBySeed(decoding.temperature, seeds)
+        options["logits_processor"] = LogitsProcessorList([noise])
     if decoding.stop is not None:
         options["stopping_criteria"] = [_StopAt(tokenizer, decoding.stop, length)]
     if decoding.prefill_chunk is not None:
@@ -96,12 +123,10 @@ def generate(
     if cache is not None:
         options["past_key_values"] = cache
     started = time.monotonic()
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(decoding.seed)
-        out: torch.Tensor = model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, max_new_tokens=decoding.max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id, **options,
-        )  # fmt: skip
+    out: torch.Tensor = model.generate(  # type: ignore[operator]
+        input_ids=ids, attention_mask=mask, max_new_tokens=decoding.max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id, **options,
+    )  # fmt: skip
     seconds = time.monotonic() - started
     new = out[:, length:]
     texts: list[str] = tokenizer.batch_decode(new, skip_special_tokens=True)
