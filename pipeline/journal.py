@@ -1,0 +1,64 @@
+"""Rows that survive a kill: appended to a file as they come, read back on restart."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+
+
+class Journal:
+    """A line for each :meth:`extend`, on disk before it returns: all its rows come back, or none.
+
+    Args:
+        path: created with its folders. A last line that was cut off is dropped.
+
+    Attributes:
+        rows: everything written so far, by this process or before.
+
+    Raises:
+        DataError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            content = path.read_bytes()
+            self.rows, length = _whole_lines(content)
+            if length < len(content):  # or the next row would continue the torn line
+                os.truncate(path, length)
+        except OSError as error:
+            raise DataError(f"cannot use {path}: {error.strerror or error}.") from error
+
+    def extend(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Append rows, together."""
+        new = list(rows)
+        try:
+            with self.path.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(new) + "\n")
+                lines.flush()
+                os.fsync(lines.fileno())
+        except OSError as error:
+            raise DataError(f"cannot write {self.path}: {error.strerror or error}.") from error
+        self.rows += new
+
+
+def _whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Rows up to the first line that is not whole, and the bytes they take."""
+    rows: list[dict[str, Any]] = []
+    length = 0
+    for line in content.splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            rows += json.loads(line)
+        except ValueError:
+            break
+        length += len(line)
+    return rows, length

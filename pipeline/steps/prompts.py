@@ -1,0 +1,62 @@
+"""Choose the samples of a summaries task and write their prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import Pair, load_pairs
+from pipeline.files import save_json
+from pipeline.summaries import choose_samples, get_template
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``less prompts``."""
+    parser.add_argument("--dataset", type=json.loads, required=True, help="data set, as JSON")
+    parser.add_argument("--template", required=True, help="name in resources/prompts.yaml")
+    parser.add_argument("--shots", type=int, default=0, help="demonstrations in each prompt")
+    parser.add_argument("--shots-from", type=json.loads, help="their data set, as JSON")
+    parser.add_argument("--downloads", type=Path, required=True, help="folder of fetched packages")
+    parser.add_argument("--data-dir", type=Path, help="folder of local JSONL data sets")
+    parser.add_argument("--model", type=Path, required=True, help="folder that holds the tokenizer")
+    parser.add_argument("--room", type=int, required=True, help="longest prompt in tokens")
+    parser.add_argument("--count", type=int, required=True, help="samples")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the stop text, the samples and the ids of documents that were skipped as too long."""
+    from pipeline.models import load_tokenizer
+
+    tokenizer = load_tokenizer(args.model)
+
+    def length(text: str) -> int:
+        return len(tokenizer(text, verbose=False)["input_ids"])
+
+    def pairs(spec: Mapping[str, Any]) -> list[Pair]:
+        rest = {key: value for key, value in spec.items() if key != "documents"}
+        start, stop = spec.get("documents", [0, None])
+        return load_pairs(rest, downloads=args.downloads, data_dir=args.data_dir)[start:stop]
+
+    template = get_template(args.template)
+    samples, skipped = choose_samples(
+        pairs(args.dataset), template, length, args.room, args.count, args.seed,
+        shots=args.shots, pool=pairs(args.shots_from) if args.shots else (),
+    )  # fmt: skip
+    print(f"{len(samples)} prompts; {len(skipped)} documents were too long", file=sys.stderr)
+    save_json(
+        args.out,
+        {
+            "stop": template.stop,
+            "samples": [sample.as_dict() for sample in samples],
+            "skipped": skipped,
+            "dataset": args.dataset,
+            "template": args.template,
+            "seed": args.seed,
+        },
+    )

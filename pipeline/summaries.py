@@ -1,0 +1,177 @@
+"""Summaries: prompts from templates, which samples are asked for, and how they are scored.
+
+Templates are data (``resources/prompts.yaml``). Planning a run imports this, so nothing heavy is
+imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.errors import DataError, unknown
+
+if TYPE_CHECKING:
+    from pipeline.data import Pair
+
+ROUGE: dict[str, str] = {"rouge1": "Rouge-1", "rouge2": "Rouge-2", "rougeL": "Rouge-L"}
+"""Names of the scores in `rouge-score`, which are also columns and metrics, and their titles."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a document and its summary are written in a prompt.
+
+    Attributes:
+        text: holds ``{document}`` and, after it, ``{summary}``.
+        stop: the text that ends a summary.
+    """
+
+    text: str
+    stop: str
+
+    def demonstration(self, document: str, summary: str) -> str:
+        """A solved example."""
+        head, _, tail = self.text.partition("{summary}")
+        return self._fill(head, document) + summary.strip() + tail
+
+    def question(self, document: str) -> str:
+        """The same up to the summary, which the model is to write."""
+        return self._fill(self.text.partition("{summary}")[0], document)
+
+    @staticmethod
+    def _fill(text: str, document: str) -> str:
+        # not str.format: documents may hold braces
+        return text.replace("{document}", document.strip())
+
+
+@cache
+def templates() -> Mapping[str, Template]:
+    """Every template by name."""
+    text = resources.files("pipeline.resources").joinpath("prompts.yaml").read_text("utf-8")
+    return {name: Template(**fields) for name, fields in yaml.safe_load(text).items()}
+
+
+def get_template(name: str) -> Template:
+    """The template of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in templates():
+        raise unknown("template", name, templates())
+    return templates()[name]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt to continue.
+
+    Attributes:
+        document: its id.
+        prompt: what the model reads.
+        prompt_tokens: its length, with the tokens that a tokenizer adds.
+        reference: the summary to score against.
+        demonstrations: ids of the solved examples in the prompt.
+        seed: of sampling, the same for every method, so that comparisons are paired.
+    """
+
+    document: str
+    prompt: str
+    prompt_tokens: int
+    reference: str
+    demonstrations: list[str]
+    seed: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def choose_samples(
+    pairs: Sequence[Pair],
+    template: Template,
+    length: Callable[[str], int],
+    room: int,
+    count: int,
+    seed: int,
+    *,
+    shots: int = 0,
+    pool: Sequence[Pair] = (),
+) -> tuple[list[Sample], list[str]]:
+    """``count`` prompts of at most ``room`` tokens, and ids of the documents that did not fit.
+
+    Nothing is ever truncated. The order of documents, the demonstrations of each and its seed
+    depend on ``seed`` and its id alone, so fewer samples are a prefix of more. Demonstrations are
+    drawn from the pairs that take no more than an equal share of the room a document leaves.
+
+    Args:
+        length: tokens of a text.
+        shots: demonstrations in each prompt.
+        pool: pairs that demonstrations are drawn from.
+
+    Raises:
+        DataError: fewer than ``count`` documents fit, or too few demonstrations do.
+    """
+    solved = [(pair, template.demonstration(pair.document, pair.summary)) for pair in pool]
+    lengths = [length(text) for _, text in solved]
+    drawn = [(random.Random(f"{seed} {pair.id}"), pair) for pair in pairs]
+    ranked = sorted(((draw.random(), draw, pair) for draw, pair in drawn), key=lambda x: x[0])
+    samples: list[Sample] = []
+    skipped: list[str] = []
+    for _, draw, pair in ranked:
+        if len(samples) == count:
+            break
+        question = template.question(pair.document)
+        share = (room - length(question)) // max(shots, 1)
+        fitting = [shot for shot, tokens in zip(solved, lengths, strict=True) if tokens <= share]
+        if share < 0 or len(fitting) < shots:
+            skipped.append(pair.id)
+            continue
+        chosen = draw.sample(fitting, shots)
+        prompt = "".join(text for _, text in chosen) + question
+        tokens = length(prompt)
+        if tokens > room:  # text joined may be cut into other tokens than its parts
+            skipped.append(pair.id)
+            continue
+        samples.append(
+            Sample(
+                document=pair.id,
+                prompt=prompt,
+                prompt_tokens=tokens,
+                reference=pair.summary,
+                demonstrations=[shot.id for shot, _ in chosen],
+                seed=draw.getrandbits(31),
+            )
+        )
+    if len(samples) < count:
+        raise DataError(
+            f"{count} prompts of at most {room} tokens are wanted, but only {len(samples)} of "
+            f"{len(ranked)} documents fit{f' with {shots} demonstrations' if shots else ''}: ask "
+            "for fewer samples or demonstrations, or give the model more context."
+        )
+    return samples, skipped
+
+
+def rouge(text: str, reference: str) -> dict[str, float]:
+    """Rouge-1, -2 and -L F1 in percent; zero for an empty text.
+
+    Without stemming, as in the script of the paper's release. That script uses another package,
+    `rouge`, which keeps case and punctuation, counts an n-gram once however often it occurs, and
+    takes Rouge-L over sentences; so its figures, Rouge-L above all, are not on this scale.
+    """
+    scores = _scorer().score(reference, text)
+    return {name: 100 * float(scores[name].fmeasure) for name in ROUGE}
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(ROUGE), use_stemmer=False)
