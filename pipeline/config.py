@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, unknown
 from pipeline.methods import METHODS
 from pipeline.packages import packages
 from pipeline.policies import FAMILIES, budget_tokens
+from pipeline.summaries import templates
 
 NEEDED = {"aclsum": ["split"], "wikipedia_sample": [], "hub": ["path", "split"], "jsonl": ["path"]}
 """Keys of a data set without which its source cannot be read."""
@@ -33,6 +34,10 @@ Validator = extend(
     Draft202012Validator,
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int),
 )
+COUNTED = {"perplexity": "windows", "summaries": "samples"}
+"""The key of each kind of task that says how many documents it needs."""
+WITHOUT_SUMMARIES = ("wikipedia_sample",)
+"""Sources whose documents have no summaries."""
 SCHEMA = Path(__file__).parent.parent / "workflow" / "schemas" / "config.schema.yaml"
 
 
@@ -168,6 +173,9 @@ def _fill(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Non
         sub = properties.get(key, rest)
         if isinstance(sub, Mapping):
             _fill(item, sub, root)
+    for branch in schema.get("allOf", ()):
+        if Validator(branch["if"]).is_valid(value):
+            _fill(value, branch["then"], root)
 
 
 def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
@@ -196,8 +204,13 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
             yield ConfigError(f"models.{name}.weights: {error}")
     for name, dataset in datasets.items():
         yield from _dataset_checks(name, dataset)
+    for name, task in config["tasks"].items():
+        if task["kind"] == "summaries":
+            yield from _summaries_checks(f"tasks.{name}", task, config)
     yield from _sparsity_checks(config)
-    needed = {f"tasks.{name}": task["windows"] for name, task in config["tasks"].items()}
+    needed = {
+        f"tasks.{name}": task[COUNTED[task["kind"]]] for name, task in config["tasks"].items()
+    }
     needed["train"] = config["train"]["sequences"]
     if config["fidelity"]:
         needed["fidelity"] = config["fidelity"]["windows"]
@@ -205,8 +218,8 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
         there = _at_most(datasets[users[user]])
         if count > there:
             yield ConfigError(
-                f"{user}: {count} windows need as many documents, but '{users[user]}' is limited "
-                f"to {there}."
+                f"{user}: {count} windows or samples need as many documents, but '{users[user]}' "
+                f"is limited to {there}."
             )
     trained = datasets[config["train"]["dataset"]]
     for user, name in users.items():
@@ -230,6 +243,45 @@ def _at_most(dataset: Mapping[str, Any]) -> float:
     """How many documents a data set can have, as far as the configuration says."""
     start, stop = dataset.get("documents", [0, math.inf])
     return float(min(stop, dataset.get("limit", math.inf)) - start)
+
+
+def _summaries_checks(
+    place: str, task: Mapping[str, Any], config: Mapping[str, Any]
+) -> Iterator[ConfigError]:
+    """What is wrong with a task of summaries."""
+    grid, datasets = config["grid"], config["datasets"]
+    if task["template"] not in templates():
+        error = unknown("template", task["template"], templates())
+        yield ConfigError(f"{place}.template: {error}")
+    for key, whole in (("policies", "policies"), ("sparsities", "test_sparsities")):
+        for value in task.get(key, ()):
+            if value not in grid[whole]:
+                known = ", ".join(map(str, grid[whole]))
+                yield ConfigError(f"{place}.{key}: {value} is not in grid.{whole} ({known}).")
+    shots, pool = task["demonstrations"], task.get("demonstration_dataset")
+    if bool(shots) != (pool is not None):
+        yield ConfigError(
+            f"{place}: {shots} demonstrations and demonstration_dataset {pool or 'missing'}; "
+            "give both or neither."
+        )
+    if pool is not None and pool not in datasets:
+        error = unknown("data set", pool, datasets)
+        yield ConfigError(f"{place}.demonstration_dataset: {error}")
+    if pool is not None and _overlap(datasets[pool], datasets[task["dataset"]]):
+        yield ConfigError(
+            f"{place}: demonstrations from '{pool}' could be the documents to summarise, in "
+            f"'{task['dataset']}'; use another split, or `documents` ranges apart."
+        )
+    for name in filter(None, (task["dataset"], pool)):
+        source = datasets[name]["source"]
+        if source in WITHOUT_SUMMARIES:
+            yield ConfigError(f"{place}: the documents of '{name}' ({source}) have no summaries.")
+    for name, model in config["models"].items():
+        if task["max_new_tokens"] >= model["context"]:
+            yield ConfigError(
+                f"{place}: {task['max_new_tokens']} new tokens leave no room for a prompt in the "
+                f"context of {model['context']} of models.{name}."
+            )
 
 
 def _sparsity_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:

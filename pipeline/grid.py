@@ -64,17 +64,25 @@ def trainings(config: Config) -> Iterator[Training]:
                 yield Training(model, policy, sparsity)
 
 
-def policy_cells(config: Config, task: str) -> Iterator[Cell]:
-    """Cells of the grid for one task, the full cache left out."""
+def policy_cells(
+    config: Config, task: str, only: Mapping[str, Any] | None = None
+) -> Iterator[Cell]:
+    """Cells of the grid for one task, the full cache left out.
+
+    Args:
+        only: ``policies`` and ``sparsities`` that the task is restricted to, if it is.
+    """
+    only, whole = only or {}, config["grid"]
     for model in config["models"]:
-        for policy in config["grid"]["policies"]:
-            for sparsity in config["grid"]["test_sparsities"]:
+        for policy in only.get("policies", whole["policies"]):
+            for sparsity in only.get("sparsities", whole["test_sparsities"]):
                 yield Cell(model, task, policy, sparsity)
 
 
-def task_cells(config: Config) -> Iterator[Cell]:
-    """Every cell of every task, the full cache first."""
-    for task in config["tasks"]:
-        for model in config["models"]:
-            yield Cell(model, task)
-        yield from policy_cells(config, task)
+def task_cells(config: Config, kind: str | None = None) -> Iterator[Cell]:
+    """Every cell of every task (of a kind), the full cache first."""
+    for name, task in config["tasks"].items():
+        if kind in (None, task["kind"]):
+            for model in config["models"]:
+                yield Cell(model, name)
+            yield from policy_cells(config, name, task)
