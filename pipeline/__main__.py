@@ -18,10 +18,13 @@ STEPS: dict[str, str] = {
     "train": "train the kernels of some layers",
     "collect": "join the kernels of all layers into one checkpoint",
     "evaluate": "measure perplexity under a policy, by every method",
+    "prompts": "choose the samples of a summaries task and write their prompts",
+    "summaries": "write summaries with a bounded cache, by every method, and score them",
     "fidelity": "measure how well attention rows are approximated, layer by layer",
     "tabulate": "gather all measurements into one tidy table",
     "tables": "write the tables from the tidy table",
     "plot": "draw the figures from the tidy table",
+    "examples": "show summaries of the full cache, baseline+ and LESS side by side",
     "provenance": "record versions, hardware, hashes and seeds of a run",
     "generate": "generate text with a bounded cache",
 }

@@ -7,6 +7,7 @@ TABLES: dict[str, str] = {
     "word_perplexity": "Perplexity per word",
     "recovered_gap": "Recovered gap",
     "paired_difference": "Difference to Baseline+ on the same documents",
+    "summaries": "ROUGE of summaries",
     "hellinger": "Hellinger distance to true attention",
     "training": "Training losses",
 }

@@ -11,6 +11,7 @@ import pandas as pd
 from pipeline.curves import load_curves
 from pipeline.files import load_table, save_table, whole
 from pipeline.labels import label_of, policy_title
+from pipeline.summaries import ROUGE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +85,21 @@ def paired_difference_table(tidy: pd.DataFrame) -> pd.DataFrame:
     return by_cell(tidy, "nats_over_baseline_plus", 4)
 
 
+def summaries_table(tidy: pd.DataFrame) -> pd.DataFrame:
+    """ROUGE of generated summaries, and what Rouge-L gains on baseline+ on the same documents."""
+    titles = ROUGE | {"rougeL_over_baseline_plus": "Rouge-L over Baseline+"}
+    keys = ["model", "task", "policy", "sparsity", "n", "method"]
+    blocks = []
+    for metric, title in titles.items():
+        block = by_cell(tidy, metric, 2)
+        cells = [column for column in block if column not in keys]
+        blocks.append(block.melt(keys[:3] + keys[4:], cells, "sparsity", title))
+    table = blocks[0]
+    for block in blocks[1:]:
+        table = table.merge(block, "left", keys)
+    return table[keys + list(titles.values())].dropna(subset="Rouge-L").fillna("")
+
+
 def hellinger_table(tidy: pd.DataFrame) -> pd.DataFrame:
     """Hellinger distance to the true attention rows, averaged over layers."""
     rows = tidy[tidy["metric"] == "hellinger"]
@@ -105,6 +121,7 @@ TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "word_perplexity": word_perplexity_table,
     "recovered_gap": recovered_gap_table,
     "paired_difference": paired_difference_table,
+    "summaries": summaries_table,
     "hellinger": hellinger_table,
 }
 """Name of the table's files to the view of the tidy table it shows."""

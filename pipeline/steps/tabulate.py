@@ -7,7 +7,7 @@ metric, value, low, high, n, seed. Tables, figures and comparisons are views of 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipeline.statistics import (
     recovered_gap,
     resamples,
 )
+from pipeline.summaries import ROUGE
 
 COLUMNS = [
     "experiment", "config", "model", "task", "policy", "sparsity", "budget", "method",
@@ -49,6 +50,11 @@ Key = dict[str, Any]
 def row(key: Key, metric: str, found: Estimate) -> Key:
     """A row of the tidy table."""
     return key | {"metric": metric} | vars(found)
+
+
+def mean(scores: np.ndarray) -> np.ndarray:
+    """Mean over documents."""
+    return np.asarray(scores.mean(-1))
 
 
 def aligned(table: pd.DataFrame, documents: list[str], where: str) -> pd.DataFrame:
@@ -100,34 +106,56 @@ def perplexity_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) 
             yield row(key, "nats_over_baseline_plus", difference)
 
 
-def fidelity_rows(table: pd.DataFrame, seed: int, bootstrap: int) -> Iterator[Key]:
-    """Mean Hellinger distance by layer."""
+def summary_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) -> Iterator[Key]:
+    """Mean ROUGE, and the paired difference to baseline+ in Rouge-L, of one cell."""
+    cell, documents = cell_of(table), list(full["document"])
+    scores = [
+        (cell | found, aligned(rows, documents, str(cell))) for found, rows in by_method(table)
+    ]
+    plus = {key["method"]: found["rougeL"].to_numpy() for key, found in scores}.get("baseline_plus")
+    for key, found in scores:
+        for metric in ROUGE:
+            yield row(key, metric, estimate(mean, found[metric].to_numpy(), draws=draws))
+        if plus is not None and key["method"] != "baseline_plus":
+            difference = estimate(mean, found["rougeL"].to_numpy() - plus, draws=draws)
+            yield row(key, "rougeL_over_baseline_plus", difference)
+
+
+def fidelity_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) -> Iterator[Key]:
+    """Mean Hellinger distance by layer; there is none of the full cache."""
     cell = cell_of(table)
     for found, rows in by_method(table):
         for layer, values in rows.groupby("layer"):
-            draws = resamples(len(values), bootstrap, seed)
-            mean = estimate(lambda x: x.mean(-1), values["hellinger"].to_numpy(), draws=draws)
-            yield row(cell | found | {"layer": layer}, "hellinger", mean)
+            distance = estimate(mean, values["hellinger"].to_numpy(), draws=draws)
+            yield row(cell | found | {"layer": layer}, "hellinger", distance)
+
+
+MEASURES: dict[str, Callable[[pd.DataFrame, pd.DataFrame, np.ndarray], Iterator[Key]]] = {
+    "nll": perplexity_rows,
+    "rougeL": summary_rows,
+    "hellinger": fidelity_rows,
+}
+"""The column that tells what a file measured, and what becomes of its rows."""
+
+
+def measure_of(table: pd.DataFrame) -> str:
+    """Which of :data:`MEASURES` a file holds."""
+    return next(column for column in MEASURES if column in table)
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the tidy table (parquet)."""
     tables = [load_table(path) for path in args.cells]
+    cells = [(cell_of(table), measure_of(table), table) for table in tables]
     full = {
-        (cell["model"], cell["task"]): table
-        for table in tables
-        if "nll" in table and (cell := cell_of(table))["policy"] is None
+        (cell["model"], cell["task"]): table for cell, _, table in cells if cell["policy"] is None
     }
     rows: list[Key] = []
-    progress = Progress("tabulate", len(tables))
-    for table in tables:
-        if "nll" in table:
-            cell = cell_of(table)
-            reference = full[cell["model"], cell["task"]]
-            draws = resamples(len(reference), args.bootstrap, args.seed)
-            rows += perplexity_rows(table, reference, draws)
-        else:
-            rows += fidelity_rows(table, args.seed, args.bootstrap)
+    progress = Progress("tabulate", len(cells))
+    for cell, measure, table in cells:
+        reference = table if measure == "hellinger" else full[cell["model"], cell["task"]]
+        draws = resamples(reference["document"].nunique(), args.bootstrap, args.seed)
+        rows += MEASURES[measure](table, reference, draws)
         progress.step()
     tidy = pd.DataFrame(rows).assign(
         experiment=args.experiment, config=args.config_hash, seed=args.seed
