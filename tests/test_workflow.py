@@ -102,6 +102,7 @@ def test_every_output_is_there(finished):
     expected = {f"tables/{name}.{form}" for name in TABLES for form in ("md", "csv", "tex")}
     expected |= {f"figures/{name}.{form}" for name in FIGURES for form in ("svg", "png")}
     expected |= {"results.csv", "results.parquet", "provenance.json", "config.json", "report.html"}
+    expected |= {"examples.html", "examples.md"}
     found = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
     assert found == expected
     assert all((results / name).stat().st_size > 50 for name in found)
@@ -166,8 +167,9 @@ def test_logs_and_benchmarks_of_every_job(finished):
         assert {
             "convert/tiny", "sample/tiny/train-4", "sample/tiny/test-4", "dump/tiny/part0",
             "train/tiny/h2o-0.1/part1", "collect/tiny/lambda-0.1", "evaluate/tiny/text/full",
-            "evaluate/tiny/text/h2o-0.1", "fidelity/tiny/h2o-0.1", "tabulate", "tables", "plot",
-            "provenance",
+            "evaluate/tiny/text/h2o-0.1", "fidelity/tiny/h2o-0.1", "prompts/tiny/notes",
+            "summaries/tiny/notes/full", "summaries/tiny/notes/h2o-0.1", "examples", "tabulate",
+            "tables", "plot", "provenance",
         } <= found  # fmt: skip
 
 
@@ -183,9 +185,11 @@ def test_completed_config_is_the_same_experiment(finished):
 # --- what a change reruns --------------------------------------------------------------------
 
 SHOWN = {"tabulate": 1, "tables": 1, "plot": 1, "provenance": 1, "page": 1}
-MEASURED = {"evaluate": 2, "fidelity": 2} | SHOWN
+WRITTEN = {"summaries": 1, "examples": 1} | SHOWN
+MEASURED = {"evaluate": 2, "fidelity": 2} | WRITTEN
 TRAINED = {"train": 4, "collect": 2} | MEASURED
 FULL = {"evaluate_full": 1}
+FULL_TEXT = {"prompts": 1, "summaries_full": 1}
 
 
 @pytest.mark.parametrize(
@@ -206,10 +210,13 @@ FULL = {"evaluate_full": 1}
         ("tasks.text.windows", 5, {"sample": 1, "evaluate": 2} | FULL | SHOWN),
         ("tasks.text.title", "Other", SHOWN),
         ("train.sequences", 5, {"sample": 1, "dump": 1} | TRAINED),
-        ("models.tiny.context", 64, {"sample": 3, "dump": 1} | TRAINED | FULL),
-        ("seed", 1, {"sample": 3, "dump": 1} | TRAINED | FULL),
+        ("tasks.notes.samples", 4, WRITTEN | FULL_TEXT),
+        ("tasks.notes.temperature", 0, WRITTEN | {"summaries_full": 1}),
+        ("tasks.notes.policies", ["h2o", "lambda"], WRITTEN),
+        ("models.tiny.context", 64, {"sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT),
+        ("seed", 1, {"sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT),
         ("models.tiny.weights.random.hidden_size", 48,
-         {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL),
+         {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT),
         ("fidelity", None, SHOWN),
     ],
     ids=lambda value: value if isinstance(value, str) and "." in value else None,
@@ -258,7 +265,10 @@ def change(folder, name, kind):
         ("statistics.py", SHOWN),
         ("steps/provenance.py", {"provenance": 1, "page": 1}),
         ("training.py", TRAINED),
-        ("checkpoint.py", TRAINED | FULL),
+        ("checkpoint.py", TRAINED | FULL | {"summaries_full": 1}),
+        ("steps/prompts.py", WRITTEN | FULL_TEXT),
+        ("steps/summaries.py", WRITTEN | {"summaries_full": 1}),
+        ("steps/examples.py", {"examples": 1, "page": 1}),
         ("steps/sample.py", {"sample": 3, "dump": 1} | TRAINED | FULL),
         ("steps/fidelity.py", {"fidelity": 2} | SHOWN),
         ("steps/dump.py", {"dump": 1} | TRAINED),
@@ -288,7 +298,7 @@ def test_results_without_scratch_rerun_everything(finished, tmp_path):
     """A clone carries results, but neither intermediate files nor Snakemake's records."""
     clone = checkout(tmp_path / "clone")
     fresh = planned(clone)
-    assert fresh == {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL
+    assert fresh == {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT
     shutil.copytree(finished / "results", clone / "results")
     assert planned(clone) == fresh
 

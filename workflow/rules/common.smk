@@ -8,6 +8,7 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 from snakemake.exceptions import WorkflowError
 
@@ -21,6 +22,7 @@ from pipeline.errors import LessError
 from pipeline.methods import METHODS
 from pipeline.packages import packages
 from pipeline.sources import code_of
+from pipeline.summaries import get_template
 
 try:
     CONFIG = configuration.complete(config)
@@ -93,10 +95,14 @@ def curves_of(model, policy, sparsity):
     return SCRATCH / "kernels" / model / f"{policy}-{sparsity}.curves.parquet"
 
 
+KIND_FOLDERS = {"perplexity": "evaluations", "summaries": "summaries"}
+
+
 def cell_file(cell):
     """Measurements of a cell."""
     name = f"{cell.policy}-{cell.sparsity}" if cell.policy else "full"
-    return SCRATCH / "evaluations" / cell.model / cell.task / f"{name}.parquet"
+    folder = SCRATCH / KIND_FOLDERS[TASKS[cell.task]["kind"]]
+    return folder / cell.model / cell.task / f"{name}.parquet"
 
 
 def all_curves():
@@ -118,6 +124,13 @@ def measured():
 def tables():
     """Every table in every format."""
     return expand(RESULTS / "tables" / "{name}.{form}", name=TABLES, form=FORMATS)
+
+
+def examples():
+    """Generated summaries side by side, if there are any."""
+    wanted = any(task["kind"] == "summaries" for task in TASKS.values())
+    forms = ["html", "md"] if wanted else []
+    return expand(RESULTS / "examples.{form}", form=forms)
 
 
 def figures():
@@ -206,6 +219,40 @@ def task_samples(wildcards):
     name = wildcards.get("task")
     task = TASKS[name] if name else CONFIG["fidelity"]
     return samples_of(wildcards.model, task["dataset"], task["windows"], task["pack"])
+
+
+# Summaries
+
+
+def task_sources(wildcards):
+    """The downloads that a task's documents and demonstrations are read from."""
+    task = TASKS[wildcards.task]
+    names = filter(None, [task["dataset"], task.get("demonstration_dataset")])
+    return [path for name in names for path in source_file(SimpleNamespace(dataset=name))]
+
+
+def prompt_arguments(wildcards):
+    """What a task's prompts are made of, on the command line; its words are quoted here."""
+    task, datasets = TASKS[wildcards.task], CONFIG["datasets"]
+    words = ["--dataset", json.dumps(datasets[task["dataset"]])]
+    words += ["--template", task["template"], "--count", task["samples"]]
+    if task["demonstrations"]:
+        pool = json.dumps(datasets[task["demonstration_dataset"]])
+        words += ["--shots", task["demonstrations"], "--shots-from", pool]
+    words += ["--room", MODELS[wildcards.model]["context"] - task["max_new_tokens"]]
+    return " ".join(shlex.quote(str(word)) for word in words)
+
+
+def decoding_arguments(wildcards):
+    """How a task's summaries are decoded, on the command line."""
+    keys = ["max_new_tokens", "temperature", "batch_size"]
+    return " ".join(f"--{key.replace('_', '-')} {TASKS[wildcards.task][key]}" for key in keys)
+
+
+def unfinished_summaries(wildcards):
+    """Where a cell keeps its finished samples until all are."""
+    cell = "-".join(wildcards[2:]) or "full"
+    return SCRATCH / "unfinished" / "summaries" / wildcards.model / wildcards.task / cell
 
 
 def trained_kernels(wildcards):

@@ -126,7 +126,7 @@ rule provenance:
 rule page:
     input:
         config=RESULTS / "config.json",
-        shown=[tables(), figures(), RESULTS / "provenance.json"],
+        shown=[tables(), figures(), examples(), RESULTS / "provenance.json"],
     output:
         RESULTS / "report.html",
     log:

@@ -1,0 +1,100 @@
+# Generated summaries: prompts once for each model and task, then every cell by every method.
+
+
+rule prompts:
+    input:
+        task_sources,
+        model=SCRATCH / "models" / "{model}",
+    output:
+        SCRATCH / "prompts" / "{model}" / "{task}.json",
+    log:
+        LOGS / "prompts" / "{model}" / "{task}.log",
+    benchmark:
+        BENCHMARKS / "prompts" / "{model}" / "{task}.tsv"
+    retries: 1
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=60,
+    params:
+        prompts=prompt_arguments,
+        wording=lambda wildcards: str(get_template(TASKS[wildcards.task]["template"])),
+        data_dir=f"--data-dir {shlex.quote(DATA_DIR)}" if DATA_DIR else "",
+        downloads=DOWNLOADS,
+        seed=SEED,
+        code=code_of("prompts"),
+    shell:
+        "python -m pipeline --threads {threads} prompts {params.prompts}"
+        " --downloads {params.downloads:q} {params.data_dir} --model {input.model:q}"
+        " --seed {params.seed} --out {output:q} > {log:q} 2>&1"
+
+
+rule summaries:
+    input:
+        model=SCRATCH / "models" / "{model}",
+        prompts=SCRATCH / "prompts" / "{model}" / "{task}.json",
+        kernels=trained_kernels,
+    output:
+        SCRATCH / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}.parquet",
+    log:
+        LOGS / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}.log",
+    benchmark:
+        BENCHMARKS / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}.tsv"
+    retries: 1
+    threads: 1
+    resources:
+        mem_mb=model_memory,
+        runtime=1440,
+        gpu=GPUS,
+    params:
+        dtype=lambda wildcards: MODELS[wildcards.model]["dtype"],
+        device=DEVICE,
+        decoding=decoding_arguments,
+        cell=cell_arguments,
+        label=cell_label,
+        resume=unfinished_summaries,
+        code=code_of("summaries"),
+    shell:
+        "python -m pipeline --threads {threads} summaries --model {input.model:q}"
+        " --dtype {params.dtype} --device {params.device} --prompts {input.prompts:q}"
+        " {params.decoding} {params.cell} --label {params.label:q} --resume {params.resume:q}"
+        " --out {output:q} > {log:q} 2>&1"
+
+
+use rule summaries as summaries_full with:
+    input:
+        model=SCRATCH / "models" / "{model}",
+        prompts=SCRATCH / "prompts" / "{model}" / "{task}.json",
+    output:
+        SCRATCH / "summaries" / "{model}" / "{task}" / "full.parquet",
+    log:
+        LOGS / "summaries" / "{model}" / "{task}" / "full.log",
+    benchmark:
+        BENCHMARKS / "summaries" / "{model}" / "{task}" / "full.tsv"
+    params:
+        cell="",
+
+
+rule examples:
+    input:
+        [cell_file(cell) for cell in grid.task_cells(CONFIG, "summaries")],
+    output:
+        page=report(
+            RESULTS / "examples.html",
+            category="Examples",
+            caption="../report/examples.rst",
+            labels={"page": "Summaries side by side"},
+        ),
+        markdown=RESULTS / "examples.md",
+    log:
+        LOGS / "examples.log",
+    benchmark:
+        BENCHMARKS / "examples.tsv"
+    threads: 1
+    resources:
+        mem_mb=memory(1000),
+        runtime=10,
+    params:
+        code=code_of("examples"),
+    shell:
+        "python -m pipeline examples --cells {input:q} --out {output.page:q} > {log:q} 2>&1"
