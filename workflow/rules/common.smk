@@ -8,7 +8,6 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 from snakemake.exceptions import WorkflowError
 
@@ -160,9 +159,9 @@ def package_files(wildcards):
 # Text
 
 
-def source_file(wildcards):
+def files_of(name):
     """The file that a data set is read from, if any: a download or local JSONL."""
-    dataset = CONFIG["datasets"][wildcards.dataset]
+    dataset = CONFIG["datasets"][name]
     source, local = dataset["source"], Path(DATA_DIR or "") / dataset.get("local", "")
     found = [DOWNLOADS / p.file for p in packages().values() if p.source == source]
     if source == "jsonl":
@@ -170,6 +169,11 @@ def source_file(wildcards):
     if source == "hub" and DATA_DIR and local.is_file():
         found.append(local)
     return found
+
+
+def source_file(wildcards):
+    """The file that windows are cut from, if any."""
+    return files_of(wildcards.dataset)
 
 
 # Features
@@ -225,10 +229,10 @@ def task_samples(wildcards):
 
 
 def task_sources(wildcards):
-    """The downloads that a task's documents and demonstrations are read from."""
+    """The files that a task's documents and demonstrations are read from."""
     task = TASKS[wildcards.task]
     names = filter(None, [task["dataset"], task.get("demonstration_dataset")])
-    return [path for name in names for path in source_file(SimpleNamespace(dataset=name))]
+    return [path for name in names for path in files_of(name)]
 
 
 def prompt_arguments(wildcards):
