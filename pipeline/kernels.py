@@ -8,7 +8,8 @@ themselves in :data:`KERNELS`.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Dropout(nn.Module):
     """Inverted dropout with a generator of its own, cheap on CPU.
 
     On CPU the mask comes from random bytes (p is rounded to 1/256): drawing floats there costs
-    four times the matrix products around it.
+    more than all matrix products around it.
     """
 
     def __init__(self, p: float) -> None:
@@ -48,19 +49,52 @@ class Dropout(nn.Module):
         """Fix the next masks, so that a resumed training draws what an unbroken one would."""
         self.seed = seed
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Zero a share p of ``x`` and scale the rest, in training mode only."""
+    def draw(self, shape: Sequence[int], device: torch.device) -> tuple[torch.Tensor | None, float]:
+        """The next mask (uint8, 1 where kept; None keeps all) and the scale of what is kept."""
         if not self.training or self.p == 0:
-            return x
+            return None, 1.0
         self.seed += 1
-        if x.device.type != "cpu":
-            generator = torch.Generator(x.device).manual_seed(self.seed)
-            keep = torch.rand(x.shape, device=x.device, generator=generator) >= self.p
-            return x * keep * (1 / (1 - self.p))
-        threshold = round(self.p * 256)
-        drawn = np.random.Generator(np.random.SFC64(self.seed)).bytes(x.numel())
-        keep = torch.frombuffer(bytearray(drawn), dtype=torch.uint8).view(x.shape) >= threshold
-        return x * keep * (256 / (256 - threshold))
+        if device.type != "cpu":
+            generator = torch.Generator(device).manual_seed(self.seed)
+            drawn = torch.rand(shape, device=device, generator=generator) >= self.p
+            return drawn.view(torch.uint8), 1 / (1 - self.p)
+        count, dropped = math.prod(shape), round(self.p * 256)
+        drawn_bytes = np.random.SFC64(self.seed).random_raw(-(-count // 8)).view(np.uint8)[:count]
+        keep = torch.from_numpy(drawn_bytes >= np.uint8(dropped)).view(torch.uint8)
+        return keep.view(*shape), 256 / (256 - dropped)
+
+
+class _TwoLayers(torch.autograd.Function):
+    """gelu(keep * x W1) W2 by head, which keeps one hidden tensor for the backward pass.
+
+    Autograd on its own would keep the hidden units on both sides of the GELU and allocate a tensor
+    for every step back; working in place takes half the memory. Scaling what dropout keeps is left
+    to W1.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, keep: torch.Tensor | None
+    ) -> torch.Tensor:
+        """x (N, T, D), W1 (N, D, R'), W2 (N, R', R), keep (N, T, R') uint8: (N, T, R)."""
+        hidden = torch.bmm(x, w1)
+        if keep is not None:
+            hidden *= keep
+        ctx.save_for_backward(x, w1, w2, keep, hidden)
+        return torch.bmm(F.gelu(hidden), w2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Gradients of x (where wanted), W1 and W2."""
+        x, w1, w2, keep, hidden = ctx.saved_tensors
+        work = F.gelu(hidden)
+        grad_w2 = torch.bmm(work.mT, grad)
+        torch.bmm(grad, w2.mT, out=work)
+        torch.ops.aten.gelu_backward.grad_input(work, hidden, grad_input=work)
+        if keep is not None:
+            work *= keep
+        grad_x = torch.bmm(work, w1.mT) if ctx.needs_input_grad[0] else None
+        return grad_x, torch.bmm(x.mT, work), grad_w2, None
 
 
 class LessKernel(nn.Module):
@@ -110,8 +144,9 @@ class LessKernel(nn.Module):
         """gelu(gelu(x W1) W2) by head: (B, H, S, D) to (B, H, S, R), float32."""
         batch, heads, length, size = x.shape
         flat = x.transpose(0, 1).reshape(heads, batch * length, size).to(self.compute_dtype)
-        hidden = self.dropout(torch.bmm(flat, w1.to(self.compute_dtype)))
-        out = F.gelu(torch.bmm(F.gelu(hidden), w2.to(self.compute_dtype)).float())
+        keep, scale = self.dropout.draw((heads, batch * length, w1.shape[-1]), x.device)
+        w1, w2 = (w1 * scale).to(self.compute_dtype), w2.to(self.compute_dtype)
+        out = F.gelu(_TwoLayers.apply(flat, w1, w2, keep).float())
         return out.view(heads, batch, length, -1).transpose(0, 1)
 
     def phi(self, q: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,14 @@ from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
 from pipeline.eviction import evicted_at
-from pipeline.kernels import KERNELS, SCALAR_INIT, Dropout, LessKernel, get_kernel
+from pipeline.kernels import (
+    KERNELS,
+    SCALAR_INIT,
+    Dropout,
+    LessKernel,
+    _TwoLayers,
+    get_kernel,
+)
 from pipeline.policies import get_policy
 from pipeline.synthesis import synthesize
 
@@ -111,24 +118,30 @@ def test_half_precision_products_stay_close(name):
 # --- dropout ---------------------------------------------------------------------------------
 
 
+def mask(drop, count=64):
+    """The next mask of ``count`` units."""
+    keep, _ = drop.draw((count,), torch.device("cpu"))
+    return keep
+
+
 @pytest.mark.parametrize("p", [0.1, 0.3, 0.75])
 def test_dropout_keeps_the_expectation(p):
     drop = Dropout(p).train()
     drop.reseed(1)
-    x = torch.ones(400_000)
-    dropped = drop(x)
-    zeros = (dropped == 0).float().mean().item()
-    assert zeros == pytest.approx(p, abs=1 / 512 + 0.003)  # p is rounded to 1/256
-    assert dropped.mean().item() == pytest.approx(1, abs=0.01)
-    assert dropped.unique().numel() == 2
+    keep, scale = drop.draw((1000, 401), torch.device("cpu"))
+    assert keep.shape == (1000, 401)
+    assert keep.unique().tolist() == [0, 1]
+    kept = keep.float().mean().item()
+    assert 1 - kept == pytest.approx(p, abs=1 / 512 + 0.003)  # p is rounded to 1/256
+    assert kept * scale == pytest.approx(1, abs=0.01)
 
 
 def test_dropout_masks_follow_the_seed():
-    drop, x = Dropout(0.5).train(), torch.ones(64)
+    drop = Dropout(0.5).train()
 
     def draw(seed):
         drop.reseed(seed)
-        return [drop(x) for _ in range(3)]
+        return [mask(drop) for _ in range(3)]
 
     first, again, other = draw(1), draw(1), draw(2)
     assert all(map(torch.equal, first, again))
@@ -137,34 +150,44 @@ def test_dropout_masks_follow_the_seed():
 
 
 def test_dropout_resumed_from_its_seed_draws_the_same():
-    whole, resumed, x = Dropout(0.5).train(), Dropout(0.5).train(), torch.ones(64)
-    drawn = [whole(x) for _ in range(6)]
+    whole, resumed = Dropout(0.5).train(), Dropout(0.5).train()
+    drawn = [mask(whole) for _ in range(6)]
     for _ in range(3):
-        resumed(x)
+        mask(resumed)
     fresh = Dropout(0.5).train()
     fresh.reseed(resumed.seed)
-    assert all(map(torch.equal, drawn[3:], [fresh(x) for _ in range(3)]))
+    assert all(map(torch.equal, drawn[3:], [mask(fresh) for _ in range(3)]))
 
 
 def test_dropout_acts_in_training_mode_only():
-    x = torch.ones(64)
-    assert torch.equal(Dropout(0.5).eval()(x), x)
-    assert torch.equal(Dropout(0.0).train()(x), x)
+    assert mask(Dropout(0.5).eval()) is None
+    assert mask(Dropout(0.0).train()) is None
     kernel, q = less(dropout=0.5), randn(1, 4, 5, 8)
     assert not torch.equal(kernel.train().phi(q), kernel.eval().phi(q))
     assert torch.equal(kernel.phi(q), kernel.phi(q))
 
 
 def test_dropout_sits_before_the_first_gelu():
-    """Where everything is dropped, gelu(0) = 0 and so are the features."""
-    kernel = less(dropout=0.5).train()
-    kernel.dropout.forward = torch.zeros_like
-    assert (kernel.phi(randn(1, 4, 5, 8)) == 0).all()
-    seen = []
-    kernel.dropout.forward = lambda x: seen.append(x) or x
-    q = randn(1, 4, 5, 8)
-    kernel.phi(q)
-    torch.testing.assert_close(seen[0], q[0] @ kernel.phi_w1)
+    """Where everything is dropped, gelu(0) = 0 and so are the features; where half is, phi is that
+    of the masked and scaled hidden units."""
+    kernel, q = less(dropout=0.5).train(), randn(1, 4, 5, 8)
+    kernel.dropout.draw = lambda shape, device: (torch.zeros(shape, dtype=torch.uint8), 1.0)
+    assert (kernel.phi(q) == 0).all()
+    keep = torch.arange(4 * 5 * kernel.phi_w1.shape[-1]).view(4, 5, -1).remainder(2).byte()
+    kernel.dropout.draw = lambda shape, device: (keep, 2.0)
+    hidden = F.gelu(q[0] @ kernel.phi_w1 * keep * 2.0)
+    torch.testing.assert_close(kernel.phi(q)[0], F.gelu(hidden @ kernel.phi_w2).abs())
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_gradients_of_the_two_layers_are_those_of_autograd(dropped):
+    generator = torch.Generator().manual_seed(0)
+    x, w1, w2 = (
+        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        for shape in ((3, 5, 4), (3, 4, 6), (3, 6, 2))
+    )
+    keep = (torch.rand(3, 5, 6, generator=generator) < 0.6).to(torch.uint8) if dropped else None
+    assert torch.autograd.gradcheck(_TwoLayers.apply, (x, w1, w2, keep))
 
 
 # --- performer -------------------------------------------------------------------------------
