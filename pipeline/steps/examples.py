@@ -29,7 +29,7 @@ h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
 .texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .75rem; }
 figure { margin: 0; padding: .6rem .8rem; border: 1px solid #ddd; border-radius: 4px; }
-figure.reference { background: #f4f4f4; }
+figure.reference { background: #f4f4f4; grid-column: 1 / -1; }
 figcaption { font-weight: 600; margin-bottom: .3rem; }
 figcaption small { font-weight: normal; color: #555; }
 p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
