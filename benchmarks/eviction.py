@@ -1,4 +1,4 @@
-"""Eviction scan and sparse attention of a layer: the compiled pass against the mask-based reference.
+"""Eviction scan and sparse attention of a layer: compiled pass against mask-based reference.
 
     python benchmarks/eviction.py [--length 2048] [--sparsity 0.02] [--runs 5]
 

@@ -1,10 +1,10 @@
-"""A training step of a layer: linear attention on re-ordered keys against masks and S x S attention.
+"""A training step: linear attention on re-ordered keys against masks and S x S attention.
 
-    python benchmarks/training_step.py [--lengths 2048 4096] [--runs 3]
+    python -m benchmarks.training_step [--lengths 2048 4096] [--runs 5]
 
-Each way runs in a process of its own, in turn, so that its peak memory is its own: the growth of the
-resident set's high-water mark over what the process held before its first step, inputs and (for ours)
-prepared features included in what it held. A step is forward, backward and Adam, batch 1, 9 query
+Each way runs in a process of its own, in turn, so that its peak memory is its own: the growth of
+the resident set's high-water mark over what the process held before its first step (inputs and,
+for ours, prepared features). A step is forward, backward and Adam, batch 1, 9 query
 heads on 3 key/value heads of size 64, R = 8, R' = 512, H2O at 2 %. Losses are compared without
 dropout before anything is timed.
 """
@@ -89,9 +89,7 @@ def main() -> int:
     """Measure every way at every length, and print ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096])
-    parser.add_argument(
-        "--runs", type=int, default=5, help="steps of ours; the release takes one"
-    )
+    parser.add_argument("--runs", type=int, default=5, help="steps of ours; the release takes one")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:

@@ -208,7 +208,6 @@ FULL_TEXT = {"prompts": 1, "summaries_full": 1}
         ("train.kernel.hidden_size", 8, TRAINED),
         ("train.layers_per_job", 2, TRAINED | {"train": 2}),
         ("tasks.text.windows", 5, {"sample": 1, "evaluate": 2} | FULL | SHOWN),
-        ("tasks.text.title", "Other", SHOWN),
         ("train.sequences", 5, {"sample": 1, "dump": 1} | TRAINED),
         ("tasks.notes.samples", 4, WRITTEN | FULL_TEXT),
         ("tasks.notes.temperature", 0, WRITTEN | {"summaries_full": 1}),
