@@ -68,7 +68,8 @@ class _TwoLayers(torch.autograd.Function):
     """gelu(keep * x W1) W2 by head, which keeps one hidden tensor for the backward pass.
 
     Autograd on its own would keep the hidden units on both sides of the GELU and allocate a tensor
-    for every step back; working in place takes half the memory. Scaling what dropout keeps is left
+    for every step back. Here all else is scratch; on a CPU it is of one head at a time, which stays
+    in the processor's cache: half the time at 4096 tokens. Scaling what dropout keeps is left
     to W1.
     """
 
@@ -77,24 +78,39 @@ class _TwoLayers(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, keep: torch.Tensor | None
     ) -> torch.Tensor:
         """x (N, T, D), W1 (N, D, R'), W2 (N, R', R), keep (N, T, R') uint8: (N, T, R)."""
-        hidden = torch.bmm(x, w1)
-        if keep is not None:
-            hidden *= keep
-        ctx.save_for_backward(x, w1, w2, keep, hidden)
-        return torch.bmm(F.gelu(hidden), w2)
+        kept: list[torch.Tensor] = []
+        out: list[torch.Tensor] = []
+        for part in _parts(x):
+            hidden = torch.bmm(x[part], w1[part])
+            if keep is not None:
+                hidden.mul_(keep[part])
+            kept.append(hidden)
+            out.append(torch.bmm(F.gelu(hidden), w2[part]))
+        ctx.save_for_backward(x, w1, w2, keep, *kept)
+        return torch.cat(out)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of x (where wanted), W1 and W2."""
-        x, w1, w2, keep, hidden = ctx.saved_tensors
-        work = F.gelu(hidden)
-        grad_w2 = torch.bmm(work.mT, grad)
-        torch.bmm(grad, w2.mT, out=work)
-        torch.ops.aten.gelu_backward.grad_input(work, hidden, grad_input=work)
-        if keep is not None:
-            work *= keep
-        grad_x = torch.bmm(work, w1.mT) if ctx.needs_input_grad[0] else None
-        return grad_x, torch.bmm(x.mT, work), grad_w2, None
+        x, w1, w2, keep, *kept = ctx.saved_tensors
+        parts: list[tuple[torch.Tensor, ...]] = []
+        for part, hidden in zip(_parts(x), kept, strict=True):
+            work = F.gelu(hidden)
+            grad_w2 = torch.bmm(work.mT, grad[part])
+            torch.bmm(grad[part], w2[part].mT, out=work)
+            torch.ops.aten.gelu_backward.grad_input(work, hidden, grad_input=work)
+            if keep is not None:
+                work.mul_(keep[part])
+            grad_x = [torch.bmm(work, w1[part].mT)] if ctx.needs_input_grad[0] else []
+            parts.append((torch.bmm(x[part].mT, work), grad_w2, *grad_x))
+        grad_w1, grad_w2, *grad_x = (torch.cat(column) for column in zip(*parts, strict=True))
+        return grad_x[0] if grad_x else None, grad_w1, grad_w2, None
+
+
+def _parts(x: torch.Tensor) -> list[slice]:
+    """The heads (N, ...) that are worked on at once: one on a CPU, all of them elsewhere."""
+    step = 1 if x.device.type == "cpu" else len(x)
+    return [slice(n, n + step) for n in range(0, len(x), step)]
 
 
 class LessKernel(nn.Module):
