@@ -1,117 +1,145 @@
 """A training step: linear attention on re-ordered keys against masks and S x S attention.
 
-    python -m benchmarks.training_step [--lengths 2048 4096] [--runs 5]
+    python -m benchmarks.training_step [--lengths 2048 4096] [--rounds 3]
 
-Each way runs in a process of its own, in turn, so that its peak memory is its own: the growth of
-the resident set's high-water mark over what the process held before its first step (inputs and,
-for ours, prepared features). A step is forward, backward and Adam, batch 1, 9 query
-heads on 3 key/value heads of size 64, R = 8, R' = 512, H2O at 2 %. Losses are compared without
-dropout before anything is timed.
+A step is forward, backward and Adam with dropout, batch 1: 9 query heads on 3 key/value heads of
+size 64, R = 8, R' = 512, H2O at 2 %. Steps of all ways take turns in one process. Memory is the
+peak of one step in a process of its own, less what was resident before it: inputs, kernels, our
+prepared features, given masks. Losses and gradients are compared without dropout; exits with 1 if a
+float32 loss is off by more than 1e-3 of it (ours keeps features and targets in half precision).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
+import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import torch
+from tabulate import tabulate
+from torch.nn import functional as F
 
 from benchmarks import released
-from pipeline.kernels import LessKernel, get_kernel
+from benchmarks.machine import describe, interleaved, peak_mib, times_faster
+from pipeline.kernels import LessKernel
 from pipeline.policies import budget_tokens, get_policy
 from pipeline.training import loss_of, prepare
 
-WAYS = ("released", "released_masks_kept", "ours_float32", "ours_bfloat16")
+WAYS = ("released", "released, masks given", "ours, float32", "ours, bfloat16")
+HEADS, GROUPS, SIZE = 9, 3, 64
+SPARSITY, TOLERANCE = 0.02, 1e-3
 
 
-def peak_mib() -> float:
-    """The process's largest resident set so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def layer(length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random q, k, v and output projection, the same in every process."""
+def build(
+    way: str, length: int, hidden_size: int = 512
+) -> tuple[LessKernel, Callable[[], torch.Tensor]]:
+    """A kernel and the function that computes its loss; equal inputs and weights in every way."""
     torch.manual_seed(0)
-    heads = (torch.randn(1, count, length, 64) for count in (9, 3, 3))
-    return *heads, torch.randn(576, 576) / 24  # type: ignore[return-value]
-
-
-def step_of(way: str, length: int, kernel: LessKernel) -> Callable[[], torch.Tensor]:
-    """A function that computes the loss of the layer in one ``way``."""
-    q, k, v, o_weight = layer(length)
-    policy = get_policy("h2o", budget_tokens(0.02, length))
-    if way.startswith("released"):
-        mask = released.visible(q, k, policy) if way == "released_masks_kept" else None
-        return lambda: released.loss(q, k, v, o_weight, policy, kernel, mask)
-    prepared = prepare(iter([(q, k, v)]), o_weight, policy, "cached")
-    return lambda: loss_of(prepared, torch.tensor([0]), kernel)
-
-
-def measure(way: str, length: int, runs: int) -> dict[str, float]:
-    """Loss without dropout, median seconds of a step, and peak memory above the start."""
-    dtype = torch.bfloat16 if way == "ours_bfloat16" else torch.float32
-    kernel = get_kernel(
-        "less", num_heads=9, num_kv_heads=3, head_dim=64, compute_dtype=dtype, dropout=0.3
-    )
-    assert isinstance(kernel, LessKernel)
-    with torch.no_grad():
-        kernel.s1.fill_(0.5)  # a state that matters, so that equal losses mean something
-        kernel.s2.fill_(0.5)
-    forward = step_of(way, length, kernel)
-    optimizer = torch.optim.Adam(kernel.parameters())
-    before = peak_mib()
-    kernel.train()
-    seconds = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        optimizer.zero_grad()
-        forward().backward()
-        optimizer.step()
-        seconds.append(time.perf_counter() - started)
-    memory = peak_mib() - before
-    kernel.eval()
-    with torch.no_grad():
-        fresh = get_kernel("less", num_heads=9, num_kv_heads=3, head_dim=64, compute_dtype=dtype)
-        kernel.load_state_dict(fresh.state_dict())
+    q, k, v = (torch.randn(1, n, length, SIZE).half().float() for n in (HEADS, GROUPS, GROUPS))
+    o_weight = torch.randn(HEADS * SIZE, HEADS * SIZE) / (HEADS * SIZE) ** 0.5
+    policy = get_policy("h2o", budget_tokens(SPARSITY, length))
+    dtype = torch.bfloat16 if way.endswith("bfloat16") else torch.float32
+    kernel = LessKernel(HEADS, GROUPS, SIZE, hidden_size=hidden_size, compute_dtype=dtype)
+    with torch.no_grad():  # features that matter, or equal losses would say little
         kernel.s1.fill_(0.5)
         kernel.s2.fill_(0.5)
-        loss = float(forward())
-    return {"loss": loss, "seconds": statistics.median(seconds), "mib": memory}
+    if way.startswith("ours"):
+        prepared = prepare(iter([(q, k, v)]), o_weight, policy, "full")
+        return kernel, lambda: loss_of(prepared, torch.tensor([0]), kernel)
+    target = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    seen = None
+    if way.endswith("given"):
+        seen = released.masks(released.causal_logits(q, k), policy, GROUPS)
+    return kernel, lambda: released.loss_of(q, k, v, target, o_weight, policy, kernel, seen)
+
+
+def training_step(
+    kernel: LessKernel, loss: Callable[[], torch.Tensor]
+) -> Callable[[], torch.Tensor]:
+    """Forward, backward and Adam."""
+    optimizer = torch.optim.Adam(kernel.parameters())
+
+    def step() -> torch.Tensor:
+        kernel.train()
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        return value.detach()
+
+    return step
+
+
+def gradient(kernel: LessKernel, loss: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
+    """The loss without dropout and its gradient by all parameters, flat."""
+    kernel.eval()
+    value = loss()
+    value.backward()
+    flat = torch.cat([p.grad.flatten() for p in kernel.parameters() if p.grad is not None])
+    return float(value.detach()), flat
+
+
+def compare(length: int, hidden_size: int = 512) -> dict[str, tuple[float, float, float]]:
+    """By way: loss, and how far loss and gradient are from the release's, relatively."""
+    found = {way: gradient(*build(way, length, hidden_size)) for way in WAYS}
+    base, slope = found[WAYS[0]]
+    return {
+        way: (value, abs(value / base - 1), float((grad - slope).norm() / slope.norm()))
+        for way, (value, grad) in found.items()
+    }
+
+
+def peak(way: str, length: int, threads: int) -> float:
+    """MiB a step needs beyond what is resident before it."""
+    torch.set_num_threads(threads)
+    training_step(*build(way, 128))()  # load code
+    return peak_mib(training_step(*build(way, length)))
+
+
+def alone(function: Callable[..., float], *arguments: object) -> float:
+    """The result of ``function`` in a fresh process that gives freed memory back at once."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(2**16)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def main() -> int:
-    """Measure every way at every length, and print ratios."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Check, measure and print; 0 if the losses agree."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096])
-    parser.add_argument("--runs", type=int, default=5, help="steps of ours; the release takes one")
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    if args.way:
-        print(json.dumps(measure(args.way, args.lengths[0], args.runs)))
-        return 0
+    print(describe())
+    agree = True
     for length in args.lengths:
-        found = {}
-        for way in WAYS:
-            runs = args.runs if way.startswith("ours") else 1
-            command = [sys.executable, "-m", "benchmarks.training_step", "--way", way]
-            command += ["--lengths", str(length), "--runs", str(runs)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            found[way] = json.loads(done.stdout)
-        base = found["released"]
-        print(f"{length} tokens, {torch.get_num_threads()} threads")
-        print(f"{'':22}{'s a step':>10}{'faster':>9}{'peak MiB':>10}{'less':>8}{'loss':>13}")
-        for way, got in found.items():
-            faster, less = base["seconds"] / got["seconds"], base["mib"] / got["mib"]
-            print(f"{way:22}{got['seconds']:10.3f}{faster:8.1f}x{got['mib']:10.0f}{less:7.1f}x"
-                  f"{got['loss']:13.5e}")  # fmt: skip
-        print(flush=True)
-    return 0
+        checks = compare(length)
+        agree &= checks["ours, float32"][1] <= TOLERANCE
+        memory = {way: alone(peak, way, length, torch.get_num_threads()) for way in WAYS}
+        steps = {way: training_step(*build(way, length)) for way in WAYS}
+        for step in steps.values():
+            step()  # warm up
+        seconds = interleaved(steps, args.rounds)
+        rows = [
+            [
+                way, f"{statistics.median(seconds[way]):.3f}",
+                f"{times_faster(seconds[WAYS[0]], seconds[way]):.1f}",
+                f"{times_faster(seconds[WAYS[1]], seconds[way]):.1f}", f"{memory[way]:.0f}",
+                f"1/{memory[WAYS[0]] / memory[way]:.1f}", f"{loss:.6f}",
+                f"{off:.0e}", f"{slope:.0e}",
+            ]
+            for way, (loss, off, slope) in checks.items()
+        ]  # fmt: skip
+        print(f"\n{length} tokens, {args.rounds} rounds")
+        head = [
+            "", "s a step", "faster", "(masks given)", "peak MiB", "of release",
+            "loss", "off by", "gradient off by",
+        ]  # fmt: skip
+        print(tabulate(rows, head, disable_numparse=True, stralign="right"), flush=True)
+    return 0 if agree else 1
 
 
 if __name__ == "__main__":
