@@ -39,14 +39,14 @@ ENVIRONMENT = {
 }
 
 
-def checkout(folder):
-    """The files of this repository that a run reads; source times stay, so numba's cache holds."""
+def checkout(folder, source=ROOT):
+    """The files of a checkout that a run reads; their times stay, so that numba's cache holds."""
     for part in PARTS:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, folder / part)
+        if (source / part).is_dir():
+            shutil.copytree(source / part, folder / part)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / part, folder / part)
+            shutil.copy2(source / part, folder / part)
     return folder
 
 
@@ -295,7 +295,7 @@ def test_comments_docstrings_and_layout_rerun_nothing(copied):
 
 def test_results_without_scratch_rerun_everything(finished, tmp_path):
     """A clone carries results, but neither intermediate files nor Snakemake's records."""
-    clone = checkout(tmp_path / "clone")
+    clone = checkout(tmp_path / "clone", finished)
     fresh = planned(clone)
     assert fresh == {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT
     shutil.copytree(finished / "results", clone / "results")
@@ -318,7 +318,7 @@ def killed_when(process, log, seen, times, then):
 @pytest.mark.slow
 def test_killed_at_any_moment_and_started_again(finished, tmp_path):
     """Three kills, early, in training and in evaluation; the numbers are those of a quiet run."""
-    folder = checkout(tmp_path / "less")
+    folder = checkout(tmp_path / "less", finished)
     rng = random.Random(0)
     for number, finished_jobs in enumerate((1, 3, 3)):
         log = tmp_path / f"log{number}"
