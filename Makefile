@@ -24,13 +24,8 @@ help:
 venv:
 	@bash envs/venv.sh
 
-# Snakemake's own lock outlives a killed run; this one is the kernel's and goes with its holder.
 run: venv
-	@mkdir -p .snakemake
-	@flock --nonblock --close --conflict-exit-code 75 .snakemake/run.lock \
-		snakemake --nolock $(ARGS) || { status=$$?; \
-		if [ $$status = 75 ]; then echo 'error: another `make run` works in this folder; wait for it, or stop it first.' >&2; fi; \
-		exit $$status; }
+	snakemake $(ARGS)
 
 lint: venv
 	ruff check .
