@@ -8,58 +8,44 @@ S x S exists. One thread an index set.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numba
 import numpy as np
 import torch
 
 from pipeline.ops import NEVER
+from pipeline.ops.vector import dot, exp, jit, parallel
 from pipeline.policies import Policy
 
-# Reordering sums lets the loops vectorise; nnan and ninf stay off: -inf is a real value here.
-FASTMATH = {"reassoc", "contract", "arcp", "nsz", "afn"}
 QUERY_BLOCK = 256  # rows of probabilities held at once where whole rows are needed
 
 
-def _jit(function: Any) -> Any:
-    return numba.njit(function, fastmath=FASTMATH, nogil=True, cache=True)
-
-
-def _parallel(function: Any) -> Any:
-    return numba.njit(function, fastmath=FASTMATH, nogil=True, cache=True, parallel=True)
-
-
-@_jit
-def _attend(query, keys, values, count, scale, weight, mass, out):  # type: ignore[no-untyped-def]
+@jit
+def _attend(query, keys, values, count, scale, weight, ones, mass, out):  # type: ignore[no-untyped-def]
     """One query over ``count`` slots: fills ``out`` (D,), adds its probabilities to ``mass``.
 
-    Returns the log-sum-exp of the logits.
+    Returns the log-sum-exp of the logits. ``weight`` (1, >= count) is scratch, ``ones`` of ones.
     """
     size = query.shape[0]
     top = np.float32(-np.inf)
     for c in range(count):
-        logit = np.float32(0)
-        for i in range(size):
-            logit += query[i] * keys[c, i]
-        logit *= scale
-        weight[c] = logit
+        logit = dot(keys, c, query, size) * scale
+        weight[0, c] = logit
         top = max(top, logit)
-    total = np.float32(0)
     for c in range(count):
-        weight[c] = np.float32(math.exp(weight[c] - top))
-        total += weight[c]
+        weight[0, c] = exp(weight[0, c] - top)
+    total = dot(weight, 0, ones, count)
     out[:] = np.float32(0)
     share = np.float32(1) / total
     for c in range(count):
-        p = weight[c] * share
+        p = weight[0, c] * share
         mass[c] += p
         for i in range(size):
             out[i] += p * values[c, i]
     return top + np.float32(math.log(total))
 
 
-@_jit
+@jit
 def _victim(position, score, count, query, sink, recent):  # type: ignore[no-untyped-def]
     """The slot to evict: lowest score among neither sink nor recent, lowest position among ties."""
     best = -1
@@ -75,7 +61,7 @@ def _victim(position, score, count, query, sink, recent):  # type: ignore[no-unt
     return best
 
 
-@_parallel
+@parallel
 def _bounded_scan(  # type: ignore[no-untyped-def]
     q, k, v, kept, kept_score, prompt, sink, recent, budget, decay, scale, evicted_at, out, lse
 ):
@@ -88,7 +74,8 @@ def _bounded_scan(  # type: ignore[no-untyped-def]
         position = np.empty(budget + 1, np.int32)
         score = np.empty(budget + 1, np.float32)
         mass = np.empty(budget + 1, np.float32)
-        weight = np.empty(budget + 1, np.float32)
+        weight = np.empty((1, budget + 1), np.float32)
+        ones = np.ones(budget + 1, np.float32)
         for c in range(start):
             position[c] = kept[u, c]
             score[c] = kept_score[u, c]
@@ -109,8 +96,8 @@ def _bounded_scan(  # type: ignore[no-untyped-def]
                 values[m, slot] = v[u, m, t]
                 for n in range(rep):
                     lse[u, m, n, t] = _attend(
-                        q[u, m, n, t], keys[m], values[m], count, scale, weight, mass,
-                        out[u, m, n, t],
+                        q[u, m, n, t], keys[m], values[m], count, scale, weight, ones,
+                        mass, out[u, m, n, t],
                     )  # fmt: skip
             for c in range(count):
                 score[c] = decay * score[c] + mass[c]
@@ -119,7 +106,7 @@ def _bounded_scan(  # type: ignore[no-untyped-def]
                 evicted_at[u, position[slot]] = t + 1
 
 
-@_parallel
+@parallel
 def _row_scan(rows, first, slots, scores, counts, sink, recent, budget, decay, evicted_at):  # type: ignore[no-untyped-def]
     """Continue the scan over given probability rows (U, T, S) of queries ``first``.. .
 
@@ -147,7 +134,7 @@ def _row_scan(rows, first, slots, scores, counts, sink, recent, budget, decay, e
             counts[u] = count
 
 
-@_parallel
+@parallel
 def _visible_scan(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-untyped-def]
     """Attention of every query over the keys whose eviction time has not come."""
     sets, shared, rep, length, size = q.shape
@@ -156,7 +143,8 @@ def _visible_scan(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-unty
         keys = np.empty((length, size), np.float32)
         values = np.empty((length, size), np.float32)
         until = np.empty(length, np.int32)
-        weight = np.empty(length, np.float32)
+        weight = np.empty((1, length), np.float32)
+        ones = np.ones(length, np.float32)
         mass = np.empty(length, np.float32)
         count = 0
         for t in range(length):
@@ -175,8 +163,9 @@ def _visible_scan(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-unty
             count += 1
             for n in range(rep):
                 lse[u, m, n, t] = _attend(
-                    q[u, m, n, t], keys, values, count, scale, weight, mass, out[u, m, n, t]
-                )
+                    q[u, m, n, t], keys, values, count, scale, weight, ones, mass,
+                    out[u, m, n, t],
+                )  # fmt: skip
 
 
 def _array(x: torch.Tensor) -> np.ndarray:

@@ -14,7 +14,8 @@ import torch
 from numba.extending import overload
 
 from pipeline.ops import Decoded, reference
-from pipeline.ops.cpu import _jit, _parallel, _victim
+from pipeline.ops.cpu import _victim
+from pipeline.ops.vector import dot, exp, jit, parallel
 from pipeline.policies import Policy
 from pipeline.slots import Slots
 from pipeline.synthesis import EPSILON, LowRankState
@@ -42,50 +43,26 @@ def _widen_of(x):  # type: ignore[no-untyped-def]
     return half
 
 
-@_jit
-def _exp(x):  # type: ignore[no-untyped-def]
-    """exp of x <= 0 in float32 to 2 units in the last place, in operations that vectorise.
-
-    2^n times a polynomial on [-ln2/2, ln2/2] (coefficients of Cephes' expf).
-    """
-    x = max(x, np.float32(-87.0))
-    n = np.float32(np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5)))
-    r = x - n * np.float32(0.693359375)
-    r = r + n * np.float32(2.12194440e-4)
-    y = np.float32(1.9875691500e-4)
-    y = y * r + np.float32(1.3981999507e-3)
-    y = y * r + np.float32(8.3334519073e-3)
-    y = y * r + np.float32(4.1665795894e-2)
-    y = y * r + np.float32(1.6666665459e-1)
-    y = y * r + np.float32(5.0000001201e-1)
-    y = y * r * r + r + np.float32(1)
-    return y * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
-@_jit
-def _read(queries, keys, values, count, scale, weight, row, mass, out, lse):  # type: ignore[no-untyped-def]
+@jit
+def _read(queries, keys, values, count, scale, weight, ones, row, mass, out, lse):  # type: ignore[no-untyped-def]
     """Queries (N, D) of one key/value head over ``count`` slots.
 
     Fills ``out`` (N, D) and ``lse`` (N,), adds the probabilities to ``mass``; ``weight`` (N, >=
-    count) and ``row`` (D,) are scratch.
+    count) and ``row`` (D,) are scratch, ``ones`` (>= count,) is of ones.
     """
     heads, size = queries.shape
     for c in range(count):
         for i in range(size):
             row[i] = _widen(keys[c, i])
         for n in range(heads):
-            logit = np.float32(0)
-            for i in range(size):
-                logit += queries[n, i] * row[i]
-            weight[n, c] = logit * scale
+            weight[n, c] = dot(queries, n, row, size) * scale
     for n in range(heads):
         top = weight[n, 0]
         for c in range(1, count):
             top = max(top, weight[n, c])
-        total = np.float32(0)
         for c in range(count):
-            weight[n, c] = _exp(weight[n, c] - top)
-            total += weight[n, c]
+            weight[n, c] = exp(weight[n, c] - top)
+        total = dot(weight, n, ones, count)
         share = np.float32(1) / total
         for c in range(count):
             weight[n, c] *= share
@@ -101,7 +78,7 @@ def _read(queries, keys, values, count, scale, weight, row, mass, out, lse):  # 
                 out[n, i] += p * row[i]
 
 
-@_parallel
+@parallel
 def _decode(  # type: ignore[no-untyped-def]
     q, k, v, keys, values, positions, scores, free, first, sink, recent, budget, decay, scale,
     out, lse, gone_keys, gone_values, gone,
@@ -115,6 +92,7 @@ def _decode(  # type: ignore[no-untyped-def]
         b, u = job // sets, job % sets
         row = np.empty(size, np.float32)
         weight = np.empty((rep, budget + 1), np.float32)
+        ones = np.ones(budget + 1, np.float32)
         mass = np.empty(budget + 1, np.float32)
         queries = np.empty((rep, size), np.float32)
         read = np.empty((rep, size), np.float32)
@@ -134,8 +112,8 @@ def _decode(  # type: ignore[no-untyped-def]
                 values[b, g, slot] = v[b, g, t]
                 queries[:] = q[b, g, :, t]
                 _read(
-                    queries, keys[b, g], values[b, g], count, scale, weight, row, mass, read,
-                    read_lse,
+                    queries, keys[b, g], values[b, g], count, scale, weight, ones, row, mass,
+                    read, read_lse,
                 )  # fmt: skip
                 out[b, g, :, t] = read
                 lse[b, g, :, t] = read_lse
@@ -157,7 +135,7 @@ def _decode(  # type: ignore[no-untyped-def]
             free[b, u] = slot
 
 
-@_jit
+@jit
 def _absorb_and_merge(  # type: ignore[no-untyped-def]
     out, lse, phi, psi, v, gone, H, z, first, budget, epsilon
 ):

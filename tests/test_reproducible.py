@@ -1,0 +1,74 @@
+"""Compiled loops give the same bits in the process that compiles them and in those that load them.
+
+Half precision turns a last bit into another token, so results would otherwise depend on whether
+the cache of compiled code was cold.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.ops import vector
+
+RUN = """
+import hashlib, torch
+from pipeline.eviction import bounded_attention
+from pipeline.ops import decode_cpu
+from pipeline.policies import get_policy
+from pipeline.slots import Slots
+policy = get_policy("h2o", 46)
+seed = torch.Generator().manual_seed(0)
+q, k, v = (torch.randn(2, heads, 150, 64, generator=seed) for heads in (6, 2, 2))
+found = [*bounded_attention(q, k, v, policy)]
+for dtype in (torch.bfloat16, torch.float16):
+    slots = Slots.empty(k.to(dtype), policy)
+    position = torch.zeros(2, dtype=torch.int32)
+    read = decode_cpu.decode(slots, q.to(dtype), k.to(dtype), v.to(dtype), position, policy)
+    found += [read.out, read.lse, slots.scores]
+for x in found:
+    print(hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest())
+"""
+
+
+def test_cold_and_warm_processes_agree_to_the_last_bit(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    cold, warm = (
+        subprocess.run(
+            [sys.executable, "-c", RUN], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    )
+    assert len(cold.split()) == 9
+    assert cold == warm
+
+
+@given(size=st.integers(0, 300), seed=st.integers(0, 99))
+def test_dot_sums_products_of_any_length(size: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    rows = generator.standard_normal((3, max(size, 1)), dtype=np.float32)
+    b = generator.standard_normal(max(size, 1), dtype=np.float32)
+    expected = rows[2, :size].astype(np.float64) @ b[:size].astype(np.float64)
+    assert vector.dot(rows, 2, b, size) == pytest.approx(expected, abs=1e-4)
+
+
+def test_dot_refuses_what_it_would_misread() -> None:
+    rows = np.zeros((2, 8), np.float32)
+    with pytest.raises(Exception, match="contiguous float32"):
+        vector.dot(rows.astype(np.float64), 0, rows[0], 8)
+    with pytest.raises(Exception, match="contiguous float32"):
+        vector.dot(rows, 0, rows[:, 0], 2)
+
+
+def test_exp_is_within_two_units_in_the_last_place() -> None:
+    x = torch.linspace(-87, 0, 1001)
+    mine = torch.tensor([float(vector.exp(np.float32(value))) for value in x.tolist()])
+    torch.testing.assert_close(mine, x.double().exp().float(), rtol=3e-7, atol=0)
