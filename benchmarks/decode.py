@@ -25,7 +25,7 @@ from pipeline.attention import enable
 from pipeline.cache import LessCache, LessLayer, full_cache_bytes
 from pipeline.kernels import Kernel, get_kernel
 from pipeline.models import load_model, model_shape
-from pipeline.ops import decode_backend
+from pipeline.ops.decode import decode_backend
 from pipeline.policies import Policy, get_policy
 
 Step = Callable[[], object]

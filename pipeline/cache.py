@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, unknown
 from pipeline.features import PackedKernel, PlainKernel, pack
 from pipeline.kernels import Kernel
 from pipeline.models import model_shape
-from pipeline.ops import decode_backend
+from pipeline.ops.decode import decode_backend
 from pipeline.policies import Policy
 from pipeline.prefill import cut, full_attention, prompt_scores
 from pipeline.slots import Slots, by_head

@@ -35,7 +35,7 @@ from pipeline.eviction import NEVER, bounded_attention
 from pipeline.features import pack
 from pipeline.kernels import get_kernel
 from pipeline.models import load_model, load_tokenizer, model_shape
-from pipeline.ops import decode_cpu, reference
+from pipeline.ops import decode_cpu, decode_reference
 from pipeline.policies import get_policy
 from pipeline.synthesis import correct
 
@@ -175,7 +175,7 @@ def streams(draw):
     return case, padding, mode, pieces, draw(st.booleans())
 
 
-@pytest.mark.parametrize("ops", [reference, decode_cpu], ids=["reference", "cpu"])
+@pytest.mark.parametrize("ops", [decode_reference, decode_cpu], ids=["reference", "cpu"])
 @given(streams())
 def test_layer_equals_parallel_form(ops, stream):
     case, padding, mode, pieces, with_kernel = stream
@@ -200,7 +200,7 @@ def test_layer_equals_parallel_form(ops, stream):
             torch.testing.assert_close(got[:, :, :prompt], full[:, :, :prompt], **near)
 
 
-@pytest.mark.parametrize("ops", [reference, decode_cpu], ids=["reference", "cpu"])
+@pytest.mark.parametrize("ops", [decode_reference, decode_cpu], ids=["reference", "cpu"])
 def test_layer_holds_exactly_the_budget(ops):
     case = Case(get_policy("h2o", 6), 2, 2, 2, 30, 8, 0, torch.float32, "cached", 1.0, 0)
     *_, layer = read(case, [0, 3], strong_kernel(case), "full", list(range(10, 33)), ops)
@@ -209,7 +209,7 @@ def test_layer_holds_exactly_the_budget(ops):
     assert (held == 6).all()
 
 
-@pytest.mark.parametrize("ops", [reference, decode_cpu], ids=["reference", "cpu"])
+@pytest.mark.parametrize("ops", [decode_reference, decode_cpu], ids=["reference", "cpu"])
 def test_decode_replaces_in_place(ops):
     case = Case(get_policy("h2o", 6), 2, 2, 2, 40, 8, 0, torch.bfloat16, "cached", 1.0, 0)
     layer = LessLayer(case.policy, pack(strong_kernel(case)), "full")

@@ -11,7 +11,6 @@ Operators take tensors regrouped by :func:`by_index_set`.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 
@@ -27,34 +26,6 @@ def backend(device: torch.device) -> ModuleType:
         from pipeline.ops import cpu
 
         return cpu
-    from pipeline.ops import reference
-
-    return reference
-
-
-class Decoded(NamedTuple):
-    """What reading T tokens through a bounded cache gives.
-
-    Attributes:
-        out: attention over what is cached, float32 (B, H, T, D); 0 for padding.
-        lse: log-sum-exp of its logits, float32 (B, H, T); of padding it means nothing.
-        keys, values: the pair evicted after each token, (B, G, T, D), where there is one.
-        positions: its position, int32 (B, U, T), -1 where there is none.
-    """
-
-    out: torch.Tensor
-    lse: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    positions: torch.Tensor
-
-
-def decode_backend(device: torch.device) -> ModuleType:
-    """The module whose ``decode`` and ``absorb_and_merge`` serve a bounded cache on ``device``."""
-    if device.type == "cpu":
-        from pipeline.ops import decode_cpu
-
-        return decode_cpu
     from pipeline.ops import reference
 
     return reference

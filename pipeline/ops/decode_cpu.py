@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numba.extending import overload
 
-from pipeline.ops import Decoded, reference
+from pipeline.ops import decode_reference
 from pipeline.ops.cpu import _victim
+from pipeline.ops.decode import Decoded
 from pipeline.ops.vector import dot, exp, jit, parallel
 from pipeline.policies import Policy
 from pipeline.slots import Slots
@@ -83,7 +84,7 @@ def _decode(  # type: ignore[no-untyped-def]
     q, k, v, keys, values, positions, scores, free, first, sink, recent, budget, decay, scale,
     out, lse, gone_keys, gone_values, gone,
 ):  # fmt: skip
-    """See :func:`pipeline.ops.reference.decode`; q (B, G, N, T, D), out and lse likewise."""
+    """See :func:`pipeline.ops.decode_reference.decode`; q (B, G, N, T, D), out and lse likewise."""
     batch, groups, rep, length, size = q.shape
     sets = positions.shape[1]
     shared = groups // sets
@@ -185,7 +186,7 @@ def decode(
     slots: Slots, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor,
     policy: Policy,
 ) -> Decoded:  # fmt: skip
-    """See :func:`pipeline.ops.reference.decode`."""
+    """See :func:`pipeline.ops.decode_reference.decode`."""
     batch, heads, length, size = q.shape
     groups, sets = k.shape[1], slots.positions.shape[1]
     out = torch.empty(batch, groups, heads // groups, length, size)
@@ -206,10 +207,10 @@ def absorb_and_merge(
     decoded: Decoded, phi: torch.Tensor, psi: torch.Tensor, state: LowRankState,
     position: torch.Tensor, budget: int,
 ) -> torch.Tensor:  # fmt: skip
-    """See :func:`pipeline.ops.reference.absorb_and_merge`; compiled for one token, in place."""
+    """See :func:`pipeline.ops.decode_reference.absorb_and_merge`; compiled for one token."""
     batch, groups, length, _ = psi.shape
     if length > 1:
-        return reference.absorb_and_merge(decoded, phi, psi, state, position, budget)
+        return decode_reference.absorb_and_merge(decoded, phi, psi, state, position, budget)
     size = decoded.out.shape[-1]
     _absorb_and_merge(
         decoded.out.view(batch, groups, -1, size).numpy(),

@@ -1,0 +1,40 @@
+"""What a decode step gives, and the one place that picks its backend.
+
+Apart from the operators over sequences, so that training and teacher-forced evaluation do not
+depend on how a bounded cache steps.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+
+class Decoded(NamedTuple):
+    """What reading T tokens through a bounded cache gives.
+
+    Attributes:
+        out: attention over what is cached, float32 (B, H, T, D); 0 for padding.
+        lse: log-sum-exp of its logits, float32 (B, H, T); of padding it means nothing.
+        keys, values: the pair evicted after each token, (B, G, T, D), where there is one.
+        positions: its position, int32 (B, U, T), -1 where there is none.
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    positions: torch.Tensor
+
+
+def decode_backend(device: torch.device) -> ModuleType:
+    """The module whose ``decode`` and ``absorb_and_merge`` serve a bounded cache on ``device``."""
+    if device.type == "cpu":
+        from pipeline.ops import decode_cpu
+
+        return decode_cpu
+    from pipeline.ops import decode_reference
+
+    return decode_reference
