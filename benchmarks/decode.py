@@ -23,9 +23,10 @@ from transformers.cache_utils import Cache
 
 from pipeline.attention import enable
 from pipeline.cache import LessCache, LessLayer, full_cache_bytes
+from pipeline.features import PackedKernel
 from pipeline.kernels import Kernel, get_kernel
 from pipeline.models import load_model, model_shape
-from pipeline.ops.decode import decode_backend
+from pipeline.ops.decode import Decoded, decode_backend
 from pipeline.policies import Policy, get_policy
 
 Step = Callable[[], object]
@@ -162,19 +163,20 @@ def part_steps(
     position = torch.full((batch,), context, dtype=torch.int32)
     early = torch.zeros_like(position)
     decoded = ops.decode(layer.slots, q, k, v, position, policy)
-    assert layer.kernel is not None
-    assert layer.state is not None
-    phi, psi = layer.kernel.both(q, decoded.keys)
+    kept = decoded._replace(positions=torch.full_like(decoded.positions, -1))
+    assert isinstance(layer.kernel, PackedKernel)
+
+    def correct(decoded: Decoded, position: torch.Tensor) -> Step:
+        budget = policy.budget
+        return lambda: ops.correct(decoded, q, layer.kernel, layer.state, position, budget)
+
     return {
         "attention": lambda: ops.decode(bare.slots, q, k, v, position, scoreless),
         "attention, eviction": lambda: ops.decode(layer.slots, q, k, v, position, policy),
-        "kernels": lambda: layer.kernel.both(q, decoded.keys),
-        "state update": lambda: ops.absorb_and_merge(
-            decoded, phi, psi, layer.state, early, policy.budget
-        ),
-        "state update, synthesis": lambda: ops.absorb_and_merge(
-            decoded, phi, psi, layer.state, position, policy.budget
-        ),
+        "first product": lambda: layer.kernel.first_product(decoded.rows),
+        "neither": correct(kept, early),
+        "phi": correct(kept, position),
+        "psi": correct(decoded, early),
     }
 
 
@@ -183,9 +185,10 @@ def parts(medians: dict[str, float], layers: int, step: float) -> dict[str, floa
     one = {
         "attention": medians["attention"],
         "eviction": medians["attention, eviction"] - medians["attention"],
-        "kernels": medians["kernels"],
-        "synthesis": medians["state update, synthesis"] - medians["state update"],
-        "state update": medians["state update"],
+        "first product of the kernels": medians["first product"],
+        "call and copies": medians["neither"] - medians["first product"],
+        "rest of phi, synthesis": medians["phi"] - medians["neither"],
+        "rest of psi, state update": medians["psi"] - medians["neither"],
     }
     table = {name: max(value, 0.0) * layers for name, value in one.items()}
     return {**table, "rest of the model": step - sum(table.values()), "decode step": step}

@@ -167,9 +167,8 @@ class LessLayer(CacheLayerMixin):
             self.observer(decoded.positions, times)
         if self.state is None or self.kernel is None:
             return decoded.out  # type: ignore[no-any-return]
-        phi, psi = self.kernel.both(q, decoded.keys)
-        return ops.absorb_and_merge(  # type: ignore[no-any-return]
-            decoded, phi, psi, self.state, position, self.policy.budget
+        return ops.correct(  # type: ignore[no-any-return]
+            decoded, q, self.kernel, self.state, position, self.policy.budget
         )
 
     def memory(self) -> dict[str, int]:

@@ -240,11 +240,14 @@ def test_key_features_are_computed_once():
     case = Case(get_policy("h2o", 4), 1, 1, 1, 30, 4, 0, torch.float32, "cached", 1.0, 0)
     layer = LessLayer(case.policy, pack(strong_kernel(case)), "full")
     read = {"prompt": 0, "decode": 0}
-    psi, both = layer.kernel.psi, layer.kernel.both
+    psi, product = layer.kernel.psi, layer.kernel.first_product
     layer.kernel.psi = lambda k: (read.update(prompt=read["prompt"] + k.shape[2]), psi(k))[1]
-    layer.kernel.both = lambda q, k: (read.update(decode=read["decode"] + k.shape[2]), both(q, k))[
-        1
-    ]
+
+    def counted(x, maps=slice(None)):
+        read["decode"] += maps == slice(None)  # both maps at once: a decode step
+        return product(x, maps)
+
+    layer.kernel.first_product = counted
     q, k, v = case.qkv
     for piece in (slice(0, 12), *(slice(t, t + 1) for t in range(12, 30))):
         keys, values = layer.update(k[:, :, piece], v[:, :, piece])

@@ -72,3 +72,9 @@ def test_exp_is_within_two_units_in_the_last_place() -> None:
     x = torch.linspace(-87, 0, 1001)
     mine = torch.tensor([float(vector.exp(np.float32(value))) for value in x.tolist()])
     torch.testing.assert_close(mine, x.double().exp().float(), rtol=3e-7, atol=0)
+
+
+def test_gelu_is_that_of_torch() -> None:
+    x = torch.linspace(-12, 12, 2001)
+    mine = torch.tensor([float(vector.gelu(np.float32(value))) for value in x.tolist()])
+    torch.testing.assert_close(mine, torch.nn.functional.gelu(x), rtol=1e-6, atol=1e-6)

@@ -20,6 +20,7 @@ class Decoded(NamedTuple):
         lse: log-sum-exp of its logits, float32 (B, H, T); of padding it means nothing.
         keys, values: the pair evicted after each token, (B, G, T, D), where there is one.
         positions: its position, int32 (B, U, T), -1 where there is none.
+        rows: (H + G, B * T, D), queries and evicted keys head by head, as feature maps read them.
     """
 
     out: torch.Tensor
@@ -27,10 +28,11 @@ class Decoded(NamedTuple):
     keys: torch.Tensor
     values: torch.Tensor
     positions: torch.Tensor
+    rows: torch.Tensor
 
 
 def decode_backend(device: torch.device) -> ModuleType:
-    """The module whose ``decode`` and ``absorb_and_merge`` serve a bounded cache on ``device``."""
+    """The module whose ``decode`` and ``correct`` serve a bounded cache on ``device``."""
     if device.type == "cpu":
         from pipeline.ops import decode_cpu
 

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numba.extending import overload
 
+from pipeline.features import PackedKernel, PlainKernel
 from pipeline.ops import decode_reference
 from pipeline.ops.cpu import _victim
 from pipeline.ops.decode import Decoded
-from pipeline.ops.vector import dot, exp, jit, parallel
+from pipeline.ops.vector import dot, exp, gelu, jit, parallel
 from pipeline.policies import Policy
 from pipeline.slots import Slots
 from pipeline.synthesis import EPSILON, LowRankState
@@ -82,9 +83,12 @@ def _read(queries, keys, values, count, scale, weight, ones, row, mass, out, lse
 @parallel
 def _decode(  # type: ignore[no-untyped-def]
     q, k, v, keys, values, positions, scores, free, first, sink, recent, budget, decay, scale,
-    out, lse, gone_keys, gone_values, gone,
+    out, lse, read_queries, gone_keys, gone_values, gone,
 ):  # fmt: skip
-    """See :func:`pipeline.ops.decode_reference.decode`; q (B, G, N, T, D), out and lse likewise."""
+    """See :func:`pipeline.ops.decode_reference.decode`; q (B, G, N, T, D), out and lse likewise.
+
+    ``read_queries`` (G, N, B, T, D) takes a copy of q.
+    """
     batch, groups, rep, length, size = q.shape
     sets = positions.shape[1]
     shared = groups // sets
@@ -96,13 +100,17 @@ def _decode(  # type: ignore[no-untyped-def]
         ones = np.ones(budget + 1, np.float32)
         mass = np.empty(budget + 1, np.float32)
         queries = np.empty((rep, size), np.float32)
+        held = slice(u * shared, (u + 1) * shared)
         read = np.empty((rep, size), np.float32)
         read_lse = np.empty(rep, np.float32)
         for t in range(length):
             now = first[b] + t
             gone[b, u, t] = -1
+            gone_keys[b, held, t] = 0
+            gone_values[b, held, t] = 0
+            read_queries[held, :, b, t] = q[b, held, :, t]
             if now < 0:
-                out[b, u * shared : (u + 1) * shared, :, t] = np.float32(0)
+                out[b, held, :, t] = np.float32(0)
                 continue
             count = min(now, budget) + 1
             slot = free[b, u]
@@ -111,7 +119,9 @@ def _decode(  # type: ignore[no-untyped-def]
             for g in range(u * shared, (u + 1) * shared):
                 keys[b, g, slot] = k[b, g, t]
                 values[b, g, slot] = v[b, g, t]
-                queries[:] = q[b, g, :, t]
+                for n in range(rep):
+                    for i in range(size):
+                        queries[n, i] = _widen(q[b, g, n, t, i])
                 _read(
                     queries, keys[b, g], values[b, g], count, scale, weight, ones, row, mass,
                     read, read_lse,
@@ -137,23 +147,47 @@ def _decode(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _absorb_and_merge(  # type: ignore[no-untyped-def]
-    out, lse, phi, psi, v, gone, H, z, first, budget, epsilon
+def _features(hidden, w2, last, map, row, u, out):  # type: ignore[no-untyped-def]
+    """Features ``out`` (R,) of one token by map number ``map``, from the first product's output.
+
+    ``hidden`` (R',) as stored; ``w2`` (maps * R, R'), ``last`` (maps, R, R); ``row`` (R',) and
+    ``u`` (R,) are scratch. See :class:`pipeline.features.PackedKernel`.
+    """
+    width, rank = row.shape[0], u.shape[0]
+    for i in range(width):
+        row[i] = gelu(_widen(hidden[i]))
+    for r in range(rank):
+        u[r] = gelu(dot(w2, map * rank + r, row, width))
+    for r in range(rank):
+        feature = np.float32(0)
+        for s in range(rank):
+            feature += last[map, r, s] * u[s]
+        out[r] = abs(feature)
+
+
+@parallel
+def _correct(  # type: ignore[no-untyped-def]
+    out, lse, hidden, w2, last, v, gone, H, z, first, budget, epsilon
 ):
     """One token, in place: ``out`` (B, G, N, D) is corrected, then H and z take the pair in.
 
-    In one thread: there is less to do than it takes to wake a pool.
+    ``hidden`` (H + G, B, R') holds the queries' maps, then the keys'.
     """
     batch, groups, rep, size = out.shape
     rank = z.shape[2]
     shared = groups // gone.shape[1]
-    for job in range(batch * groups):
+    for job in numba.prange(batch * groups):
         b, g = job // groups, job % groups
+        row = np.empty(hidden.shape[2], np.float32)
+        u = np.empty(rank, np.float32)
+        feature = np.empty(rank, np.float32)
         if first[b] > budget:
             for n in range(rep):
+                map = g * rep + n
+                _features(hidden[map, b], w2, last, map, row, u, feature)
                 low = np.float32(epsilon)
                 for r in range(rank):
-                    low += phi[b, g, n, r] * z[b, g, r]
+                    low += feature[r] * z[b, g, r]
                 low = np.float32(np.log(low))
                 top = max(lse[b, g, n], low)
                 total = top + np.float32(np.log(np.exp(lse[b, g, n] - top) + np.exp(low - top)))
@@ -162,12 +196,14 @@ def _absorb_and_merge(  # type: ignore[no-untyped-def]
                 for i in range(size):
                     out[b, g, n, i] *= share
                 for r in range(rank):
-                    w = phi[b, g, n, r] * unit
+                    w = feature[r] * unit
                     for i in range(size):
                         out[b, g, n, i] += w * H[b, g, r, i]
         if gone[b, g // shared] >= 0:
+            map = groups * rep + g
+            _features(hidden[map, b], w2, last, map, row, u, feature)
             for r in range(rank):
-                w = psi[b, g, r]
+                w = feature[r]
                 z[b, g, r] += w
                 for i in range(size):
                     H[b, g, r, i] += w * _widen(v[b, g, i])
@@ -191,32 +227,34 @@ def decode(
     groups, sets = k.shape[1], slots.positions.shape[1]
     out = torch.empty(batch, groups, heads // groups, length, size)
     lse = torch.empty(batch, groups, heads // groups, length)
-    keys, values = k.new_zeros(k.shape), v.new_zeros(v.shape)
+    rows = q.new_empty(heads + groups, batch * length, size)
+    queries = rows[:heads].view(groups, -1, batch, length, size)
+    keys = rows[heads:].view(groups, batch, length, size).transpose(0, 1)
+    values = torch.empty_like(v, memory_format=torch.contiguous_format)
     gone = torch.empty(batch, sets, length, dtype=torch.int32)
     _decode(
-        q.float().contiguous().view(out.shape).numpy(), _array(k.contiguous()),
-        _array(v.contiguous()), _array(slots.keys), _array(slots.values), slots.positions.numpy(),
-        slots.scores.numpy(), slots.free.numpy(), position.numpy(), policy.sink, policy.recent,
-        policy.budget, np.float32(policy.decay), np.float32(size**-0.5), out.numpy(), lse.numpy(),
-        _array(keys), _array(values), gone.numpy(),
+        _array(q.contiguous().view(out.shape)), _array(k.contiguous()), _array(v.contiguous()),
+        _array(slots.keys), _array(slots.values), slots.positions.numpy(), slots.scores.numpy(),
+        slots.free.numpy(), position.numpy(), policy.sink, policy.recent, policy.budget,
+        np.float32(policy.decay), np.float32(size**-0.5), out.numpy(), lse.numpy(),
+        _array(queries), _array(keys), _array(values), gone.numpy(),
     )  # fmt: skip
-    return Decoded(out.view(q.shape), lse.view(q.shape[:-1]), keys, values, gone)
+    return Decoded(out.view(q.shape), lse.view(q.shape[:-1]), keys, values, gone, rows)
 
 
-def absorb_and_merge(
-    decoded: Decoded, phi: torch.Tensor, psi: torch.Tensor, state: LowRankState,
+def correct(
+    decoded: Decoded, q: torch.Tensor, kernel: PackedKernel | PlainKernel, state: LowRankState,
     position: torch.Tensor, budget: int,
 ) -> torch.Tensor:  # fmt: skip
-    """See :func:`pipeline.ops.decode_reference.absorb_and_merge`; compiled for one token."""
-    batch, groups, length, _ = psi.shape
-    if length > 1:
-        return decode_reference.absorb_and_merge(decoded, phi, psi, state, position, budget)
-    size = decoded.out.shape[-1]
-    _absorb_and_merge(
+    """See :func:`pipeline.ops.decode_reference.correct`; compiled for one token, in place."""
+    batch, groups, length, size = decoded.keys.shape
+    if length > 1 or isinstance(kernel, PlainKernel):
+        return decode_reference.correct(decoded, q, kernel, state, position, budget)
+    hidden = kernel.first_product(decoded.rows)
+    _correct(
         decoded.out.view(batch, groups, -1, size).numpy(),
-        decoded.lse.view(batch, groups, -1).numpy(),
-        phi.unflatten(1, (groups, -1))[..., 0, :].numpy(),
-        psi[..., 0, :].numpy(),
+        decoded.lse.view(batch, groups, -1).numpy(), _array(hidden),
+        kernel.w2.view(-1, hidden.shape[-1]).numpy(), kernel.last.numpy(),
         _array(decoded.values.view(batch, groups, size)), decoded.positions[..., 0].numpy(),
         state.H.numpy(), state.z.numpy(), position.numpy(), budget, EPSILON,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pipeline.features import PackedKernel, PlainKernel
 from pipeline.ops import NEVER
 from pipeline.ops.decode import Decoded
 from pipeline.policies import Policy
@@ -67,22 +68,24 @@ def decode(
         evicted[..., t] = torch.where(full, gone[..., 0], -1)
         slots.positions.scatter_(2, victim, torch.where(full[..., None], -1, gone))
         slots.free.copy_(torch.where(full, victim[..., 0], (now + 1).clamp(min=0)))
-    return Decoded(out, lse, keys, values, evicted)
+    rows = torch.cat([q, keys], 1).transpose(0, 1).reshape(heads + groups, -1, size)
+    return Decoded(out, lse, keys, values, evicted, rows)
 
 
-def absorb_and_merge(
-    decoded: Decoded, phi: torch.Tensor, psi: torch.Tensor, state: LowRankState,
+def correct(
+    decoded: Decoded, q: torch.Tensor, kernel: PackedKernel | PlainKernel, state: LowRankState,
     position: torch.Tensor, budget: int,
 ) -> torch.Tensor:  # fmt: skip
     """Add the low-rank part to what :func:`decode` gave, and take its evicted pairs in, in place.
 
     Args:
-        phi: features of the queries, (B, H, T, R). psi: of the evicted keys, (B, G, T, R).
+        q: (B, H, T, D), the queries. kernel: its features of them, and of the evicted keys.
         position: (B,) of the first token. budget: queries after it miss something.
 
     Returns:
         (B, H, T, D), float32.
     """
+    phi, psi = kernel.phi(q), kernel.psi(decoded.keys)
     groups, length = psi.shape[1], psi.shape[2]
     psi = psi * by_head(decoded.positions >= 0, groups)[..., None]
     values = decoded.values.float()
