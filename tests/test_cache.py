@@ -1,6 +1,5 @@
 import copy
 import gc
-import os
 from unittest import mock
 
 import numba
@@ -602,7 +601,6 @@ def test_an_attached_policy_refuses_left_padding():
 
 # --- a real model on real text ---------------------------------------------------------------
 
-FOLDER = os.environ.get("LESS_TEST_MODEL")
 TEXT = (
     "The river rises in the hills above the town and runs for forty miles to the sea. In spring it "
     "floods the meadows, and the farmers move their cattle to the higher fields. A bridge of seven "
@@ -611,12 +609,17 @@ TEXT = (
 )
 
 
-@pytest.mark.skipif(FOLDER is None, reason="LESS_TEST_MODEL names no model folder")
+@pytest.fixture(scope="module")
+def real_model(smollm2):
+    model = enable(load_model(smollm2))
+    return model, load_tokenizer(smollm2)(TEXT, return_tensors="pt").input_ids[:, :90]
+
+
+@pytest.mark.download
 @pytest.mark.parametrize("policy", [get_policy(p.name, 24) for p in POLICIES], ids=lambda p: p.name)
 @pytest.mark.parametrize("prompt", [0, 50])
-def test_real_model_equals_parallel_form(policy, prompt):
-    model = enable(load_model(FOLDER))
-    ids = load_tokenizer(FOLDER)(TEXT, return_tensors="pt").input_ids[:, :90]
+def test_real_model_equals_parallel_form(real_model, policy, prompt):
+    model, ids = real_model
     kernels = make_kernels(model.config)
     expected = parallel_logits(model, ids, policy, kernels, prompt)
     cache = LessCache(model.config, policy, kernels)
