@@ -208,6 +208,7 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
         if task["kind"] == "summaries":
             yield from _summaries_checks(f"tasks.{name}", task, config)
     yield from _sparsity_checks(config)
+    yield from _ablation_checks(config)
     needed = {
         f"tasks.{name}": task[COUNTED[task["kind"]]] for name, task in config["tasks"].items()
     }
@@ -284,15 +285,70 @@ def _summaries_checks(
             )
 
 
+def _train_sparsities(config: Mapping[str, Any]) -> Mapping[str, list[float]]:
+    """Train sparsities by policy, as far as the configuration names them."""
+    wanted = config["grid"]["train_sparsities"]
+    if isinstance(wanted, Mapping):
+        return wanted
+    return dict.fromkeys(config["grid"]["policies"], wanted)
+
+
+def _ablation_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """What is wrong with the studies beside the grid."""
+    trained, tasks = _train_sparsities(config), config["tasks"]
+    for name, study in config["ablations"].items():
+        if study is None:
+            continue
+        place = f"ablations.{name}"
+        if study["task"] not in tasks:
+            error = unknown("task", study["task"], tasks)
+            yield ConfigError(f"{place}.task: {error}")
+            continue
+        summaries = tasks[study["task"]]["kind"] == "summaries"
+        if summaries != (name == "prompt_lengths"):
+            kind = "a task of summaries" if name == "prompt_lengths" else "a task without summaries"
+            yield ConfigError(f"{place}.task: '{study['task']}' is not {kind}.")
+        for policy in study.get("policies", [study.get("policy")]):
+            for sparsity in study.get("sparsities", [study.get("sparsity")]):
+                if sparsity not in trained.get(policy, ()):
+                    yield ConfigError(
+                        f"{place}: no kernels are trained for {policy} at {sparsity}; "
+                        "grid.train_sparsities says which are."
+                    )
+        for name_of_model, model in config["models"].items():
+            longest = max(study.get("lengths", [0]))
+            if longest + tasks[study["task"]].get("max_new_tokens", 0) > model["context"]:
+                yield ConfigError(
+                    f"{place}.lengths: a prompt of {longest} tokens and its summary do not fit "
+                    f"into the context of {model['context']} of models.{name_of_model}."
+                )
+            for size in study.get("sizes", ()):
+                spared = (size - config["train"]["kernel"]["kernel_size"]) // 2
+                if budget_tokens(study["sparsity"], model["context"]) - spared < 2:
+                    yield ConfigError(
+                        f"{place}.sizes: the state of R = {size} takes the whole budget of "
+                        f"models.{name_of_model} at {study['sparsity']}."
+                    )
+
+
 def _sparsity_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
-    grid = config["grid"]
-    for key in ("train_sparsities", "test_sparsities"):
-        for sparsity in grid[key]:
+    grid, trained = config["grid"], _train_sparsities(config)
+    missing = [policy for policy in grid["policies"] if policy not in trained]
+    if missing:
+        yield ConfigError(
+            f"grid.train_sparsities: none for {', '.join(missing)}; give every policy some."
+        )
+    everywhere = {
+        "train_sparsities": sorted({x for each in trained.values() for x in each}),
+        "test_sparsities": grid["test_sparsities"],
+    }
+    for key, sparsities in everywhere.items():
+        for sparsity in sparsities:
             if not 0 < sparsity < 1:
                 yield ConfigError(f"grid.{key}: {sparsity} is not in (0, 1).")
     extra = config["train"]["kernel"]["kernel_size"] // 2
     for name, model in config["models"].items():
-        for sparsity in sorted({*grid["train_sparsities"], *grid["test_sparsities"]}):
+        for sparsity in sorted({x for each in everywhere.values() for x in each}):
             try:
                 budget = budget_tokens(sparsity, model["context"])
             except ConfigError as error:

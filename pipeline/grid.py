@@ -11,27 +11,53 @@ from pipeline.policies import budget_tokens
 
 Config = Mapping[str, Any]
 
+GRID = "grid"
+STUDIES = {"R": "kernel_size", "P": "prompt_length", "S": "scores"}
+"""Studies beside the grid, by the letter that marks their files (`h2o-0.05-R16`)."""
+SCORES = ("cached", "full")
+"""What the settings of the study of scores mean."""
+
 
 @dataclass(frozen=True)
 class Training:
-    """Kernels of one model for one policy at one sparsity."""
+    """Kernels of one model for one policy at one sparsity; of ``size`` R, if not of the grid's."""
 
     model: str
     policy: str
     sparsity: float
+    size: int | None = None
+
+    @property
+    def suffix(self) -> str:
+        """What tells its files from the grid's."""
+        return "" if self.size is None else f"-R{self.size}"
 
 
 @dataclass(frozen=True)
 class Cell:
     """One measurement: a model on a task under a policy at a sparsity, by every method.
 
-    ``policy`` and ``sparsity`` are None for the full cache.
+    ``policy`` and ``sparsity`` are None for the full cache. ``study`` and ``setting`` say which
+    point of an ablation it is.
     """
 
     model: str
     task: str
     policy: str | None = None
     sparsity: float | None = None
+    study: str = GRID
+    setting: int | None = None
+
+    @property
+    def suffix(self) -> str:
+        """What tells its files from the grid's."""
+        letters = {study: letter for letter, study in STUDIES.items()}
+        return "" if self.study == GRID else f"-{letters[self.study]}{self.setting}"
+
+
+def study_of(suffix: str) -> tuple[str, int | None]:
+    """(study, setting) of a file's suffix."""
+    return (STUDIES[suffix[1]], int(suffix[2:])) if suffix else (GRID, None)
 
 
 def layer_ranges(num_layers: int, size: int) -> list[tuple[int, int]]:
@@ -54,14 +80,26 @@ def needs_training(config: Config) -> bool:
     return any(METHODS[name].trained for name in config["grid"]["methods"])
 
 
+def train_sparsities(config: Config, policy: str) -> list[float]:
+    """Sparsities that a policy's kernels are trained at."""
+    wanted = config["grid"]["train_sparsities"]
+    found: list[float] = wanted[policy] if isinstance(wanted, Mapping) else wanted
+    return found
+
+
 def trainings(config: Config) -> Iterator[Training]:
-    """Every training of the grid; each is one job a bundle of layers."""
+    """Every training; each is one job a bundle of layers. Those of the grid come first."""
     if not needs_training(config):
         return
     for model in config["models"]:
         for policy in config["grid"]["policies"]:
-            for sparsity in config["grid"]["train_sparsities"]:
+            for sparsity in train_sparsities(config, policy):
                 yield Training(model, policy, sparsity)
+    sizes = config["ablations"]["kernel_sizes"]
+    for model in config["models"] if sizes else ():
+        for size in sizes["sizes"]:
+            if size != config["train"]["kernel"]["kernel_size"]:
+                yield Training(model, sizes["policy"], sizes["sparsity"], size)
 
 
 def policy_cells(
@@ -79,10 +117,32 @@ def policy_cells(
                 yield Cell(model, task, policy, sparsity)
 
 
+def study_cells(config: Config) -> Iterator[Cell]:
+    """Every cell of the ablations."""
+    wanted = config["ablations"]
+    sizes, lengths, scores = (wanted[x] for x in ("kernel_sizes", "prompt_lengths", "scores"))
+    for model in config["models"]:
+        for size in sizes["sizes"] if sizes else ():
+            cell = (model, sizes["task"], sizes["policy"], sizes["sparsity"])
+            yield Cell(*cell, "kernel_size", size)
+        for length in lengths["lengths"] if lengths else ():
+            cell = (model, lengths["task"], lengths["policy"], lengths["sparsity"])
+            yield Cell(*cell[:2], study="prompt_length", setting=length)
+            yield Cell(*cell, "prompt_length", length)
+        other = 1 - SCORES.index(config["grid"]["scores"])
+        for policy in scores["policies"] if scores else ():
+            for sparsity in scores["sparsities"]:
+                yield Cell(model, scores["task"], policy, sparsity, "scores", other)
+
+
 def task_cells(config: Config, kind: str | None = None) -> Iterator[Cell]:
-    """Every cell of every task (of a kind), the full cache first."""
-    for name, task in config["tasks"].items():
+    """Every cell of every task (of a kind), the full cache first, then those of the ablations."""
+    tasks = config["tasks"]
+    for name, task in tasks.items():
         if kind in (None, task["kind"]):
             for model in config["models"]:
                 yield Cell(model, name)
             yield from policy_cells(config, name, task)
+    for cell in study_cells(config):
+        if kind in (None, tasks[cell.task]["kind"]):
+            yield cell

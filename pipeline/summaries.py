@@ -7,6 +7,7 @@ imported before it is needed.
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -104,17 +105,21 @@ def choose_samples(
     *,
     shots: int = 0,
     pool: Sequence[Pair] = (),
+    cut: tuple[int, int] | None = None,
 ) -> tuple[list[Sample], list[str]]:
     """``count`` prompts of at most ``room`` tokens, and ids of the documents that did not fit.
 
-    Nothing is ever truncated. The order of documents, the demonstrations of each and its seed
-    depend on ``seed`` and its id alone, so fewer samples are a prefix of more. Demonstrations are
-    drawn from the pairs that take no more than an equal share of the room a document leaves.
+    Nothing is truncated but by ``cut``. The order of documents, the demonstrations of each and its
+    seed depend on ``seed`` and its id alone, so fewer samples are a prefix of more. Demonstrations
+    are drawn from the pairs that take no more than an equal share of the room a document leaves.
 
     Args:
         length: tokens of a text.
         shots: demonstrations in each prompt.
         pool: pairs that demonstrations are drawn from.
+        cut: (tokens, longest): documents lose words at their end until the prompt has at most
+            ``tokens``; taken are those whose prompts exceed ``longest`` when whole, so that prompts
+            of several lengths come of the same documents.
 
     Raises:
         DataError: fewer than ``count`` documents fit, or too few demonstrations do.
@@ -125,9 +130,12 @@ def choose_samples(
     ranked = sorted(((draw.random(), draw, pair) for draw, pair in drawn), key=lambda x: x[0])
     samples: list[Sample] = []
     skipped: list[str] = []
-    for _, draw, pair in ranked:
+    for _, draw, whole in ranked:
         if len(samples) == count:
             break
+        pair = whole if cut is None else _cut(whole, template, length, *cut)
+        if pair is None:
+            continue
         question = template.question(pair.document)
         share = (room - length(question)) // max(shots, 1)
         fitting = [shot for shot, tokens in zip(solved, lengths, strict=True) if tokens <= share]
@@ -157,6 +165,19 @@ def choose_samples(
             "for fewer samples or demonstrations, or give the model more context."
         )
     return samples, skipped
+
+
+def _cut(
+    pair: Pair, template: Template, length: Callable[[str], int], tokens: int, longest: int
+) -> Pair | None:
+    """The pair with its document cut to what fits, None where that would not shorten it."""
+    words = pair.document.split()
+    if length(template.question(pair.document)) <= longest:
+        return None
+    kept = bisect_right(
+        range(len(words)), tokens, key=lambda n: length(template.question(" ".join(words[:n])))
+    )
+    return pair._replace(document=" ".join(words[: max(kept - 1, 0)]))
 
 
 def rouge(text: str, reference: str) -> dict[str, float]:

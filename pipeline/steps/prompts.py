@@ -24,6 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of local JSONL data sets")
     parser.add_argument("--model", type=Path, required=True, help="folder that holds the tokenizer")
     parser.add_argument("--room", type=int, required=True, help="longest prompt in tokens")
+    parser.add_argument("--cut", type=int, help="cut documents so that prompts have this length")
+    parser.add_argument(
+        "--longest-cut", type=int, help="documents must fill prompts of this length"
+    )
     parser.add_argument("--count", type=int, required=True, help="samples")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="JSON")
@@ -47,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
     samples, skipped = choose_samples(
         pairs(args.dataset), template, length, args.room, args.count, args.seed,
         shots=args.shots, pool=pairs(args.shots_from) if args.shots else (),
+        cut=None if args.cut is None else (args.cut, args.longest_cut or args.cut),
     )  # fmt: skip
     print(f"{len(samples)} prompts; {len(skipped)} documents were too long", file=sys.stderr)
     save_json(

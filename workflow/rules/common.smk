@@ -69,6 +69,8 @@ wildcard_constraints:
     policy="|".join(GRID["policies"]),
     sparsity=r"\d+(\.\d+)?(e-\d+)?",
     part=r"\d+",
+    size=r"(-R\d+)?",
+    study=r"(-[RPS]\d+)?",
     file="|".join(re.escape(package.file) for package in packages().values()),
     windows=r"\d+",
 
@@ -84,14 +86,10 @@ def features_of(model, part):
     return SCRATCH / "features" / model / f"part{part}"
 
 
-def kernels_of(model, policy, sparsity):
-    """Kernels of all layers, trained for a policy at a sparsity."""
-    return SCRATCH / "kernels" / model / f"{policy}-{sparsity}.safetensors"
-
-
-def curves_of(model, policy, sparsity):
-    """Loss curves of those kernels."""
-    return SCRATCH / "kernels" / model / f"{policy}-{sparsity}.curves.parquet"
+def kernels_of(training, form="safetensors"):
+    """Kernels of all layers of a training, or their loss curves (`curves.parquet`)."""
+    name = f"{training.policy}-{training.sparsity}{training.suffix}.{form}"
+    return SCRATCH / "kernels" / training.model / name
 
 
 KIND_FOLDERS = {"perplexity": "evaluations", "summaries": "summaries"}
@@ -99,14 +97,14 @@ KIND_FOLDERS = {"perplexity": "evaluations", "summaries": "summaries"}
 
 def cell_file(cell):
     """Measurements of a cell."""
-    name = f"{cell.policy}-{cell.sparsity}" if cell.policy else "full"
+    name = (f"{cell.policy}-{cell.sparsity}" if cell.policy else "full") + cell.suffix
     folder = SCRATCH / KIND_FOLDERS[TASKS[cell.task]["kind"]]
     return folder / cell.model / cell.task / f"{name}.parquet"
 
 
 def all_curves():
-    """Loss curves of every training."""
-    return [curves_of(t.model, t.policy, t.sparsity) for t in grid.trainings(CONFIG)]
+    """Loss curves of every training of the grid."""
+    return [kernels_of(t, "curves.parquet") for t in grid.trainings(CONFIG) if t.size is None]
 
 
 def measured():
@@ -203,11 +201,18 @@ def features_for(wildcards):
     return [features_of(wildcards.model, part) for part in parts]
 
 
+def kernel_arguments(wildcards):
+    """Sizes of the kernels that a job trains, as JSON."""
+    own = {"kernel_size": int(wildcards.size[2:])} if wildcards.size else {}
+    return json.dumps(TRAIN["kernel"] | own)
+
+
 def parts_of(suffix):
     """Inputs of one training: what its jobs wrote, in order of layers."""
 
     def files(wildcards):
-        folder = SCRATCH / "kernels" / wildcards.model / f"{wildcards.policy}-{wildcards.sparsity}"
+        name = f"{wildcards.policy}-{wildcards.sparsity}{wildcards.size}"
+        folder = SCRATCH / "kernels" / wildcards.model / name
         return [
             folder / f"part{part}.{suffix}" for part in range(len(train_ranges(wildcards.model)))
         ]
@@ -238,8 +243,13 @@ def task_sources(wildcards):
 def prompt_arguments(wildcards):
     """What a task's prompts are made of, on the command line; its words are quoted here."""
     task, datasets = TASKS[wildcards.task], CONFIG["datasets"]
+    study, setting = grid.study_of(wildcards.study)
+    lengths = CONFIG["ablations"]["prompt_lengths"]
+    count = task["samples"] if study == grid.GRID else lengths["samples"]
     words = ["--dataset", json.dumps(datasets[task["dataset"]])]
-    words += ["--template", task["template"], "--count", task["samples"]]
+    words += ["--template", task["template"], "--count", count]
+    if study == "prompt_length":
+        words += ["--cut", setting, "--longest-cut", max(lengths["lengths"])]
     if task["demonstrations"]:
         pool = json.dumps(datasets[task["demonstration_dataset"]])
         words += ["--shots", task["demonstrations"], "--shots-from", pool]
@@ -259,14 +269,27 @@ def unfinished_summaries(wildcards):
     return SCRATCH / "unfinished" / "summaries" / wildcards.model / wildcards.task / cell
 
 
-def trained_kernels(wildcards):
-    """Kernels that a cell compares: one for every train sparsity."""
+def cell_trainings(wildcards):
+    """What a cell's kernels come from: of the grid all, of an ablation those of its own sparsity."""
     if not grid.needs_training(CONFIG):
         return []
-    return [
-        kernels_of(wildcards.model, wildcards.policy, sparsity)
-        for sparsity in GRID["train_sparsities"]
-    ]
+    study, setting = grid.study_of(wildcards.get("study", ""))
+    size = setting if study == "kernel_size" and setting != TRAIN["kernel"]["kernel_size"] else None
+    sparsities = (
+        grid.train_sparsities(CONFIG, wildcards.policy)
+        if study == grid.GRID
+        else [float(wildcards.sparsity)]
+    )
+    return [grid.Training(wildcards.model, wildcards.policy, x, size) for x in sparsities]
+
+
+# What each study compares, where that is not all methods of the grid.
+STUDY_METHODS = {"kernel_size": ["less"], "prompt_length": ["baseline_plus", "less"]}
+
+
+def trained_kernels(wildcards):
+    """Kernels that a cell compares."""
+    return [kernels_of(training) for training in cell_trainings(wildcards)]
 
 
 def cell_arguments(wildcards):
@@ -274,27 +297,27 @@ def cell_arguments(wildcards):
 
     It does not take `input`: Snakemake would not notice when what it returns changes.
     """
+    study, setting = grid.study_of(wildcards.get("study", ""))
+    size = TRAIN["kernel"]["kernel_size"]
     budget = grid.budget(CONFIG, wildcards.model, float(wildcards.sparsity))
-    words = [
-        "--policy",
-        wildcards.policy,
-        "--budget",
-        budget,
-        "--scores",
-        GRID["scores"],
-    ]
-    words += ["--methods", *GRID["methods"], "--seed", SEED]
-    words += ["--kernel-size", TRAIN["kernel"]["kernel_size"]]
-    pairs = list(zip(GRID["train_sparsities"], trained_kernels(wildcards)))
-    words += ["--kernels", *(f"{sparsity}={path}" for sparsity, path in pairs)] if pairs else []
+    scores = grid.SCORES[setting] if study == "scores" else GRID["scores"]
+    if study == "kernel_size":  # the budget pays for a larger state
+        size, budget = setting, budget - (setting - size) // 2
+    words = ["--policy", wildcards.policy, "--budget", budget, "--scores", scores]
+    words += ["--methods", *STUDY_METHODS.get(study, GRID["methods"]), "--seed", SEED]
+    words += ["--kernel-size", size]
+    trained = cell_trainings(wildcards)
+    words += ["--kernels", *(f"{t.sparsity}={kernels_of(t)}" for t in trained)] if trained else []
     return " ".join(shlex.quote(str(word)) for word in words)
 
 
 def cell_label(wildcards):
     """Columns that say what a file of measurements is about."""
     sparsity = wildcards.get("sparsity")
+    study, setting = grid.study_of(wildcards.get("study", ""))
     label = {"model": wildcards.model, "task": wildcards.get("task", "fidelity")}
-    return json.dumps(label | {"sparsity": None if sparsity is None else float(sparsity)})
+    label |= {"sparsity": None if sparsity is None else float(sparsity)}
+    return json.dumps(label | {"study": study, "setting": setting})
 
 
 # Provenance
@@ -310,5 +333,5 @@ def hashed_inputs():
     }
     sources = {dataset["source"] for dataset in CONFIG["datasets"].values()}
     found |= {package for package in packages().values() if package.source in sources}
-    kernels = [kernels_of(t.model, t.policy, t.sparsity) for t in grid.trainings(CONFIG)]
+    kernels = [kernels_of(training) for training in grid.trainings(CONFIG)]
     return sorted(DOWNLOADS / package.file for package in found) + kernels

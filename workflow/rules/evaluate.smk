@@ -7,11 +7,11 @@ rule evaluate:
         samples=task_samples,
         kernels=trained_kernels,
     output:
-        SCRATCH / "evaluations" / "{model}" / "{task}" / "{policy}-{sparsity}.parquet",
+        SCRATCH / "evaluations" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.parquet",
     log:
-        LOGS / "evaluate" / "{model}" / "{task}" / "{policy}-{sparsity}.log",
+        LOGS / "evaluate" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.log",
     benchmark:
-        BENCHMARKS / "evaluate" / "{model}" / "{task}" / "{policy}-{sparsity}.tsv"
+        BENCHMARKS / "evaluate" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.tsv"
     retries: 1
     threads: 1
     resources:

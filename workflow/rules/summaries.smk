@@ -6,11 +6,11 @@ rule prompts:
         task_sources,
         model=SCRATCH / "models" / "{model}",
     output:
-        SCRATCH / "prompts" / "{model}" / "{task}.json",
+        SCRATCH / "prompts" / "{model}" / "{task}{study}.json",
     log:
-        LOGS / "prompts" / "{model}" / "{task}.log",
+        LOGS / "prompts" / "{model}" / "{task}{study}.log",
     benchmark:
-        BENCHMARKS / "prompts" / "{model}" / "{task}.tsv"
+        BENCHMARKS / "prompts" / "{model}" / "{task}{study}.tsv"
     retries: 1
     threads: 1
     resources:
@@ -32,14 +32,14 @@ rule prompts:
 rule summaries:
     input:
         model=SCRATCH / "models" / "{model}",
-        prompts=SCRATCH / "prompts" / "{model}" / "{task}.json",
+        prompts=SCRATCH / "prompts" / "{model}" / "{task}{study}.json",
         kernels=trained_kernels,
     output:
-        SCRATCH / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}.parquet",
+        SCRATCH / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.parquet",
     log:
-        LOGS / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}.log",
+        LOGS / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.log",
     benchmark:
-        BENCHMARKS / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}.tsv"
+        BENCHMARKS / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.tsv"
     retries: 1
     threads: 1
     resources:
@@ -64,20 +64,24 @@ rule summaries:
 use rule summaries as summaries_full with:
     input:
         model=SCRATCH / "models" / "{model}",
-        prompts=SCRATCH / "prompts" / "{model}" / "{task}.json",
+        prompts=SCRATCH / "prompts" / "{model}" / "{task}{study}.json",
     output:
-        SCRATCH / "summaries" / "{model}" / "{task}" / "full.parquet",
+        SCRATCH / "summaries" / "{model}" / "{task}" / "full{study}.parquet",
     log:
-        LOGS / "summaries" / "{model}" / "{task}" / "full.log",
+        LOGS / "summaries" / "{model}" / "{task}" / "full{study}.log",
     benchmark:
-        BENCHMARKS / "summaries" / "{model}" / "{task}" / "full.tsv"
+        BENCHMARKS / "summaries" / "{model}" / "{task}" / "full{study}.tsv"
     params:
         cell="",
 
 
 rule examples:
     input:
-        [cell_file(cell) for cell in grid.task_cells(CONFIG, "summaries")],
+        [
+            cell_file(cell)
+            for cell in grid.task_cells(CONFIG, "summaries")
+            if cell.study == grid.GRID
+        ],
     output:
         page=report(
             RESULTS / "examples.html",

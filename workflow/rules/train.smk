@@ -5,12 +5,16 @@ rule train:
     input:
         features_for,
     output:
-        kernels=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}" / "part{part}.safetensors",
-        curves=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}" / "part{part}.parquet",
+        kernels=SCRATCH
+        / "kernels"
+        / "{model}"
+        / "{policy}-{sparsity}{size}"
+        / "part{part}.safetensors",
+        curves=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}{size}" / "part{part}.parquet",
     log:
-        LOGS / "train" / "{model}" / "{policy}-{sparsity}" / "part{part}.log",
+        LOGS / "train" / "{model}" / "{policy}-{sparsity}{size}" / "part{part}.log",
     benchmark:
-        BENCHMARKS / "train" / "{model}" / "{policy}-{sparsity}" / "part{part}.tsv"
+        BENCHMARKS / "train" / "{model}" / "{policy}-{sparsity}{size}" / "part{part}.tsv"
     retries: 1
     threads: 1
     resources:
@@ -21,7 +25,7 @@ rule train:
         layers=lambda wildcards: train_ranges(wildcards.model)[int(wildcards.part)],
         budget=lambda wildcards: grid.budget(CONFIG, wildcards.model, float(wildcards.sparsity)),
         scores=GRID["scores"],
-        kernel=json.dumps(TRAIN["kernel"]),
+        kernel=kernel_arguments,
         recipe=json.dumps(TRAIN["recipe"]),
         dtype=TRAIN["compute_dtype"],
         device=DEVICE,
@@ -29,7 +33,7 @@ rule train:
         resume=lambda wildcards: SCRATCH.joinpath(
             "unfinished",
             wildcards.model,
-            f"{wildcards.policy}-{wildcards.sparsity}",
+            f"{wildcards.policy}-{wildcards.sparsity}{wildcards.size}",
             f"part{wildcards.part}",
         ),
         code=code_of("train"),
@@ -46,12 +50,12 @@ rule collect:
         kernels=parts_of("safetensors"),
         curves=parts_of("parquet"),
     output:
-        kernels=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}.safetensors",
-        curves=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}.curves.parquet",
+        kernels=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}{size}.safetensors",
+        curves=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}{size}.curves.parquet",
     log:
-        LOGS / "collect" / "{model}" / "{policy}-{sparsity}.log",
+        LOGS / "collect" / "{model}" / "{policy}-{sparsity}{size}.log",
     benchmark:
-        BENCHMARKS / "collect" / "{model}" / "{policy}-{sparsity}.tsv"
+        BENCHMARKS / "collect" / "{model}" / "{policy}-{sparsity}{size}.tsv"
     threads: 1
     resources:
         mem_mb=memory(2000),
