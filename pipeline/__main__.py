@@ -21,6 +21,7 @@ STEPS: dict[str, str] = {
     "prompts": "choose the samples of a summaries task and write their prompts",
     "summaries": "write summaries with a bounded cache, by every method, and score them",
     "fidelity": "measure how well attention rows are approximated, layer by layer",
+    "maps": "attention maps of chosen heads, and the spectrum of what a sparse policy leaves out",
     "tabulate": "gather all measurements into one tidy table",
     "tables": "write the tables from the tidy table",
     "plot": "draw the figures from the tidy table",

@@ -190,8 +190,9 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
                 yield unknown(kind, name, known)
     users = {f"tasks.{name}": task["dataset"] for name, task in config["tasks"].items()}
     users["train"] = config["train"]["dataset"]
-    if config["fidelity"]:
-        users["fidelity"] = config["fidelity"]["dataset"]
+    for user in ("fidelity", "maps"):
+        if config[user]:
+            users[user] = config[user]["dataset"]
     for user, name in users.items():
         if name not in datasets:
             error = unknown("data set", name, datasets)
@@ -209,12 +210,12 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
             yield from _summaries_checks(f"tasks.{name}", task, config)
     yield from _sparsity_checks(config)
     yield from _ablation_checks(config)
+    yield from _map_checks(config)
     needed = {
         f"tasks.{name}": task[COUNTED[task["kind"]]] for name, task in config["tasks"].items()
     }
     needed["train"] = config["train"]["sequences"]
-    if config["fidelity"]:
-        needed["fidelity"] = config["fidelity"]["windows"]
+    needed |= {user: config[user]["windows"] for user in ("fidelity", "maps") if config[user]}
     for user, count in needed.items():
         there = _at_most(datasets[users[user]])
         if count > there:
@@ -329,6 +330,24 @@ def _ablation_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
                         f"{place}.sizes: the state of R = {size} takes the whole budget of "
                         f"models.{name_of_model} at {study['sparsity']}."
                     )
+
+
+def _map_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """What is wrong with the attention maps."""
+    maps, trained = config["maps"], _train_sparsities(config)
+    for policy in maps["policies"] if maps else ():
+        if maps["sparsity"] not in trained.get(policy, ()):
+            yield ConfigError(
+                f"maps: no kernels are trained for {policy} at {maps['sparsity']}; "
+                "grid.train_sparsities says which are."
+            )
+    for name, model in config["models"].items():
+        for layer, _ in maps["heads"] if maps else ():
+            if layer >= model["num_layers"]:
+                yield ConfigError(
+                    f"maps.heads: models.{name} has no layer {layer}; its layers are 0 to "
+                    f"{model['num_layers'] - 1}."
+                )
 
 
 def _sparsity_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:

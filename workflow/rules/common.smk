@@ -320,6 +320,41 @@ def cell_label(wildcards):
     return json.dumps(label | {"study": study, "setting": setting})
 
 
+# Attention maps
+
+
+def map_samples(wildcards):
+    """Windows whose first one is shown."""
+    maps = CONFIG["maps"]
+    return samples_of(wildcards.model, maps["dataset"], maps["windows"], maps["pack"])
+
+
+def map_trainings(model):
+    """What the kernels of the maps come from."""
+    maps = CONFIG["maps"]
+    return [grid.Training(model, policy, maps["sparsity"]) for policy in maps["policies"]]
+
+
+def map_kernels(wildcards):
+    """Kernels of the maps."""
+    return [kernels_of(training) for training in map_trainings(wildcards.model)]
+
+
+def map_arguments(wildcards):
+    """What is shown, on the command line; its words are quoted here."""
+    maps = CONFIG["maps"]
+    words = ["--heads", *(f"{layer}:{head}" for layer, head in maps["heads"]), "--policies"]
+    words += [f"{t.policy}={kernels_of(t)}" for t in map_trainings(wildcards.model)]
+    words += ["--budget", grid.budget(CONFIG, wildcards.model, maps["sparsity"])]
+    words += ["--scores", GRID["scores"]]
+    return " ".join(shlex.quote(str(word)) for word in words)
+
+
+def all_maps(form):
+    """Files of the maps (`safetensors`) or spectra (`spectrum.parquet`) of every model."""
+    return [SCRATCH / "maps" / f"{model}.{form}" for model in MODELS if CONFIG["maps"]]
+
+
 # Provenance
 
 

@@ -59,3 +59,32 @@ use rule evaluate as fidelity with:
     params:
         step="fidelity",
         code=code_of("fidelity"),
+
+
+rule maps:
+    input:
+        model=SCRATCH / "models" / "{model}",
+        samples=map_samples,
+        kernels=map_kernels,
+    output:
+        maps=SCRATCH / "maps" / "{model}.safetensors",
+        spectrum=SCRATCH / "maps" / "{model}.spectrum.parquet",
+    log:
+        LOGS / "maps" / "{model}.log",
+    benchmark:
+        BENCHMARKS / "maps" / "{model}.tsv"
+    retries: 1
+    threads: 1
+    resources:
+        mem_mb=model_memory,
+        runtime=60,
+        gpu=GPUS,
+    params:
+        dtype=lambda wildcards: MODELS[wildcards.model]["dtype"],
+        device=DEVICE,
+        shown=map_arguments,
+        code=code_of("maps"),
+    shell:
+        "python -m pipeline --threads {threads} maps --model {input.model:q} --dtype {params.dtype}"
+        " --device {params.device} --samples {input.samples:q} {params.shown}"
+        " --out {output.maps:q} --spectrum {output.spectrum:q} > {log:q} 2>&1"

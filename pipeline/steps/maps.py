@@ -1,0 +1,143 @@
+"""Attention maps of chosen heads, full and approximated, and the spectrum of what is left out.
+
+Queries and keys are those of the full model on one window of text.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from pipeline.attention import record
+from pipeline.checkpoint import Heads, load_kernels
+from pipeline.errors import ConfigError
+from pipeline.eviction import evicted_at
+from pipeline.fidelity import attention_rows, residual_spectrum
+from pipeline.files import save_table
+from pipeline.kernels import LessKernel
+from pipeline.models import load_model, model_shape
+from pipeline.policies import get_policy
+from pipeline.tensors import load_tensors, save_tensors
+
+PIXELS = 256
+"""Rows and columns of a map at most; longer windows are averaged in blocks."""
+
+
+class Shown(NamedTuple):
+    """A policy whose maps are drawn, and the kernels that correct it (none: the policy alone)."""
+
+    policy: str
+    kernels: list[LessKernel] | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``less maps``."""
+    parser.add_argument("--model", type=Path, required=True, help="transformers folder")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--samples", type=Path, required=True, help="the first window is shown")
+    parser.add_argument(
+        "--heads", type=layer_and_head, nargs="+", required=True, metavar="LAYER:HEAD"
+    )
+    parser.add_argument(
+        "--policies", type=policy_and_kernels, nargs="+", required=True, metavar="POLICY[=KERNELS]"
+    )
+    parser.add_argument("--budget", type=int, required=True, help="tokens")
+    parser.add_argument("--scores", default="cached", help="cached or full")
+    parser.add_argument("--out", type=Path, required=True, help="maps (safetensors)")
+    parser.add_argument("--spectrum", type=Path, required=True, help="singular values (parquet)")
+
+
+def layer_and_head(text: str) -> tuple[int, int]:
+    """``3:5`` to (3, 5)."""
+    layer, _, head = text.partition(":")
+    return int(layer), int(head)
+
+
+def policy_and_kernels(text: str) -> tuple[str, Path | None]:
+    """``h2o=path`` to ("h2o", path)."""
+    name, _, path = text.partition("=")
+    return name, Path(path) if path else None
+
+
+def pooled(rows: torch.Tensor) -> torch.Tensor:
+    """Attention rows (S, S) with at most :data:`PIXELS` queries and keys, averages of blocks."""
+    block = -(-rows.shape[0] // PIXELS)
+    return F.avg_pool2d(rows[None], block, ceil_mode=True)[0]
+
+
+def maps_of(
+    q: torch.Tensor, k: torch.Tensor, head: int, shown: Shown, layer: int, budget: int, scores: Any
+) -> dict[str, torch.Tensor]:
+    """Maps (T, T) of one head under one policy: true, the policy's, and with its kernels."""
+    times = evicted_at(q, k, get_policy(shown.policy, budget), scores)
+    queries = torch.arange(q.shape[2], device=q.device)
+    group, place = divmod(head, q.shape[1] // k.shape[1])
+    kernels = {shown.policy: None}
+    if shown.kernels is not None:
+        kernels[f"{shown.policy}+less"] = shown.kernels[layer]  # type: ignore[assignment]
+    found: dict[str, torch.Tensor] = {}
+    for kind, kernel in kernels.items():
+        parts = [
+            torch.stack([rows[0, group, place] for rows in pair])
+            for pair in attention_rows(q, k, times, queries, kernel)
+        ]
+        true, approximate = torch.cat(parts, 1)
+        found["full"], found[kind] = pooled(true), pooled(approximate)
+    return found
+
+
+@torch.inference_mode()
+def run(args: argparse.Namespace) -> None:
+    """Write maps named ``l<layer>.h<head>.<kind>`` and the spectra of the same heads."""
+    samples, header = load_tensors(args.samples, "samples")
+    model = load_model(args.model, args.dtype, args.device)
+    shape = model_shape(model.config)
+    for layer, head in args.heads:
+        if not (0 <= layer < shape.num_layers and 0 <= head < shape.num_heads):
+            raise ConfigError(
+                f"there is no head {head} in layer {layer}: the model has {shape.num_layers} "
+                f"layers of {shape.num_heads} heads."
+            )
+    heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    shown = [
+        Shown(
+            policy,
+            None if path is None else load_kernels(path, heads, shape.num_layers, model.dtype),
+        )
+        for policy, path in args.policies
+    ]
+    maps: dict[str, torch.Tensor] = {}
+    spectra: list[pd.DataFrame] = []
+
+    def receive(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        for head in (head for wanted, head in args.heads if wanted == layer):
+            for each in shown:
+                found = maps_of(q, k, head, each, layer, args.budget, args.scores)
+                maps.update(
+                    {f"l{layer}.h{head}.{kind}": x.half().cpu() for kind, x in found.items()}
+                )
+            group = head * shape.num_kv_heads // shape.num_heads
+            values = residual_spectrum(q[0, head], k[0, group], v[0, group], args.budget)
+            for kind, column in zip(("full", "residual", "recovered"), values, strict=True):
+                spectra.append(
+                    pd.DataFrame({"value": column.cpu().numpy()})
+                    .rename_axis("index")
+                    .reset_index()
+                    .assign(layer=layer, head=head, kind=kind, kept=args.budget)
+                )
+
+    tokens = samples["tokens"][:1].long().to(args.device)
+    with record(model, receive):
+        model(tokens, use_cache=False, logits_to_keep=1)
+    about = {
+        "heads": args.heads, "policies": [name for name, _ in args.policies],
+        "budget": args.budget, "document": header["documents"][0], "tokens": tokens.shape[1],
+    }  # fmt: skip
+    save_tensors(args.out, maps, "attention maps", **about)
+    save_table(args.spectrum, pd.concat(spectra, ignore_index=True))
