@@ -20,6 +20,7 @@ STEPS: dict[str, str] = {
     "evaluate": "measure perplexity under a policy, by every method",
     "prompts": "choose the samples of a summaries task and write their prompts",
     "summaries": "write summaries with a bounded cache, by every method, and score them",
+    "harness": "run a task of lm-evaluation-harness under a policy, by every method",
     "fidelity": "measure how well attention rows are approximated, layer by layer",
     "tabulate": "gather all measurements into one tidy table",
     "tables": "write the tables from the tidy table",
