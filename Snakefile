@@ -25,6 +25,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/features.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/harness.smk"
 include: "workflow/rules/summaries.smk"
 include: "workflow/rules/report.smk"
 

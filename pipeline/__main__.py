@@ -20,6 +20,7 @@ STEPS: dict[str, str] = {
     "evaluate": "measure perplexity under a policy, by every method",
     "prompts": "choose the samples of a summaries task and write their prompts",
     "summaries": "write summaries with a bounded cache, by every method, and score them",
+    "harness": "run a task of lm-evaluation-harness under a policy, by every method",
     "fidelity": "measure how well attention rows are approximated, layer by layer",
     "maps": "attention maps of chosen heads, and the spectrum of what a sparse policy leaves out",
     "tabulate": "gather all measurements into one tidy table",

@@ -8,6 +8,7 @@ TABLES: dict[str, str] = {
     "recovered_gap": "Recovered gap",
     "paired_difference": "Difference to Baseline+ on the same documents",
     "summaries": "ROUGE of summaries",
+    "scores": "Scores of lm-evaluation-harness tasks",
     "hellinger": "Hellinger distance to true attention",
     "training": "Training losses",
 }

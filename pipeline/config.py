@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ Validator = extend(
     type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, x: type(x) is int),
 )
 COUNTED = {"perplexity": "windows", "summaries": "samples"}
-"""The key of each kind of task that says how many documents it needs."""
+"""The key of a kind of task that says how many documents it needs."""
 WITHOUT_SUMMARIES = ("wikipedia_sample",)
 """Sources whose documents have no summaries."""
 SCHEMA = Path(__file__).parent.parent / "workflow" / "schemas" / "config.schema.yaml"
@@ -188,7 +188,11 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
         for name in names:
             if name not in known:
                 yield unknown(kind, name, known)
-    users = {f"tasks.{name}": task["dataset"] for name, task in config["tasks"].items()}
+    users = {
+        f"tasks.{name}": task["dataset"]
+        for name, task in config["tasks"].items()
+        if "dataset" in task
+    }
     users["train"] = config["train"]["dataset"]
     for user in ("fidelity", "maps"):
         if config[user]:
@@ -206,13 +210,15 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     for name, dataset in datasets.items():
         yield from _dataset_checks(name, dataset)
     for name, task in config["tasks"].items():
-        if task["kind"] == "summaries":
-            yield from _summaries_checks(f"tasks.{name}", task, config)
+        for check in TASK_CHECKS[task["kind"]]:
+            yield from check(f"tasks.{name}", task, config)
     yield from _sparsity_checks(config)
     yield from _ablation_checks(config)
     yield from _map_checks(config)
     needed = {
-        f"tasks.{name}": task[COUNTED[task["kind"]]] for name, task in config["tasks"].items()
+        f"tasks.{name}": task[COUNTED[task["kind"]]]
+        for name, task in config["tasks"].items()
+        if task["kind"] in COUNTED
     }
     needed["train"] = config["train"]["sequences"]
     needed |= {user: config[user]["windows"] for user in ("fidelity", "maps") if config[user]}
@@ -251,29 +257,18 @@ def _summaries_checks(
     place: str, task: Mapping[str, Any], config: Mapping[str, Any]
 ) -> Iterator[ConfigError]:
     """What is wrong with a task of summaries."""
-    grid, datasets = config["grid"], config["datasets"]
+    datasets = config["datasets"]
     if task["template"] not in templates():
         error = unknown("template", task["template"], templates())
         yield ConfigError(f"{place}.template: {error}")
-    for key, whole in (("policies", "policies"), ("sparsities", "test_sparsities")):
-        for value in task.get(key, ()):
-            if value not in grid[whole]:
-                known = ", ".join(map(str, grid[whole]))
-                yield ConfigError(f"{place}.{key}: {value} is not in grid.{whole} ({known}).")
     shots, pool = task["demonstrations"], task.get("demonstration_dataset")
     if bool(shots) != (pool is not None):
         yield ConfigError(
             f"{place}: {shots} demonstrations and demonstration_dataset {pool or 'missing'}; "
             "give both or neither."
         )
-    if pool is not None and pool not in datasets:
-        error = unknown("data set", pool, datasets)
-        yield ConfigError(f"{place}.demonstration_dataset: {error}")
-    if pool is not None and _overlap(datasets[pool], datasets[task["dataset"]]):
-        yield ConfigError(
-            f"{place}: demonstrations from '{pool}' could be the documents to summarise, in "
-            f"'{task['dataset']}'; use another split, or `documents` ranges apart."
-        )
+    if pool is not None:
+        yield from _pool_checks(place, "demonstration_dataset", pool, task["dataset"], datasets)
     for name in filter(None, (task["dataset"], pool)):
         source = datasets[name]["source"]
         if source in WITHOUT_SUMMARIES:
@@ -348,6 +343,54 @@ def _map_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
                     f"maps.heads: models.{name} has no layer {layer}; its layers are 0 to "
                     f"{model['num_layers'] - 1}."
                 )
+
+
+def _harness_checks(
+    place: str, task: Mapping[str, Any], config: Mapping[str, Any]
+) -> Iterator[ConfigError]:
+    """What is wrong with a task of lm-evaluation-harness."""
+    pool = task.get("fewshot_dataset")
+    if "dataset" not in task:
+        for key in ("fewshot_dataset", "max_words"):
+            if task.get(key) is not None:
+                yield ConfigError(f"{place}.{key}: needs `dataset`, in place of the download.")
+    elif pool is not None:
+        yield from _pool_checks(place, "fewshot_dataset", pool, task["dataset"], config["datasets"])
+    if pool is not None and not task["num_fewshot"]:
+        yield ConfigError(f"{place}: fewshot_dataset is of use with num_fewshot only.")
+
+
+def _pool_checks(
+    place: str, key: str, pool: str, measured: str, datasets: Mapping[str, Any]
+) -> Iterator[ConfigError]:
+    """What is wrong with the data set that demonstrations come from."""
+    if pool not in datasets:
+        yield ConfigError(f"{place}.{key}: {unknown('data set', pool, datasets)}")
+    elif _overlap(datasets[pool], datasets[measured]):
+        yield ConfigError(
+            f"{place}: demonstrations from '{pool}' could be the documents that are measured, in "
+            f"'{measured}'; use another split, or `documents` ranges apart."
+        )
+
+
+def _part_checks(
+    place: str, task: Mapping[str, Any], config: Mapping[str, Any]
+) -> Iterator[ConfigError]:
+    """What a task is restricted to, but the grid does not have."""
+    for key, whole in (("policies", "policies"), ("sparsities", "test_sparsities")):
+        for value in task.get(key, ()):
+            if value not in config["grid"][whole]:
+                known = ", ".join(map(str, config["grid"][whole]))
+                yield ConfigError(f"{place}.{key}: {value} is not in grid.{whole} ({known}).")
+
+
+TaskCheck = Callable[[str, Mapping[str, Any], Mapping[str, Any]], Iterator[ConfigError]]
+TASK_CHECKS: dict[str, tuple[TaskCheck, ...]] = {
+    "perplexity": (),
+    "summaries": (_summaries_checks, _part_checks),
+    "harness": (_harness_checks, _part_checks),
+}
+"""What is checked of each kind of task."""
 
 
 def _sparsity_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
+from pipeline.files import sha256
+from pipeline.sources import code_of
 
 
 class Journal:
@@ -47,6 +50,24 @@ class Journal:
         except OSError as error:
             raise DataError(f"cannot write {self.path}: {error.strerror or error}.") from error
         self.rows += new
+
+
+def identity(step: str, model: Path, files: Iterable[Path], **matters: Any) -> str:
+    """Hash of all that a step's rows depend on: finished rows of another are never taken over.
+
+    Args:
+        step: its code counts.
+        model: its weights count, by name, size and time.
+        files: inputs that count by content.
+        matters: whatever else does; plain data.
+    """
+    weights = sorted(model.glob("*.safetensors"))
+    content = matters | {
+        "code": code_of(step),
+        "files": [sha256(path) for path in files],
+        "model": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:

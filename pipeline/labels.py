@@ -7,6 +7,17 @@ import math
 from pipeline.methods import FULL, METHODS
 from pipeline.policies import FAMILIES
 
+SCORES: dict[str, str] = {
+    "acc": "Accuracy",
+    "acc_norm": "Accuracy, per character",
+    "acc_bytes": "Accuracy, per byte",
+    "exact_match": "Exact match",
+    "r@1": "R@1",
+    "r@2": "R@2",
+    "mrr": "MRR",
+}
+"""Metrics of lm-evaluation-harness that are tabulated, and their titles."""
+
 
 def policy_title(name: str) -> str:
     """The policy's name as printed."""

@@ -56,9 +56,18 @@ def recovered_gap(
     nll: np.ndarray, baseline: np.ndarray, full: np.ndarray, units: np.ndarray
 ) -> np.ndarray:
     """(baseline - method) / (baseline - full) in perplexity: 0 the baseline, 1 the full cache."""
-    base = perplexity(baseline, units)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((base - perplexity(nll, units)) / (base - perplexity(full, units)))
+    return _share(*(perplexity(column, units) for column in (nll, baseline, full)))
+
+
+def recovered_mean(scores: np.ndarray, baseline: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """(baseline - method) / (baseline - full) in mean scores, along the last axis."""
+    return _share(scores.mean(-1), baseline.mean(-1), full.mean(-1))
+
+
+def _share(value: np.ndarray, baseline: np.ndarray, full: np.ndarray) -> np.ndarray:
+    """How far ``value`` is on the way from ``baseline`` to ``full``; nan where there is none."""
+    way = np.asarray(baseline - full)
+    return np.asarray((baseline - value) / np.where(way == 0, np.nan, way))
 
 
 def mean_difference(a: np.ndarray, b: np.ndarray, units: np.ndarray) -> np.ndarray:

@@ -159,6 +159,36 @@ def test_errors_say_where_and_what(changes, parts):
         assert part in message
 
 
+TASK = {"kind": "harness", "task": "boolq", "dataset": "test", "num_fewshot": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": ...}, "tasks.h: 'task' is missing"),
+        ({"task": "../boolq"}, "tasks.h.task"),
+        ({"windows": 3}, "tasks.h: unknown key 'windows'"),
+        ({"dataset": "tst"}, "tasks.h.dataset: unknown data set 'tst'; did you mean 'test'"),
+        ({"dataset": "train"}, "tasks.h measures on 'train', which shares documents"),
+        ({"fewshot_dataset": "pears"}, "tasks.h.fewshot_dataset: unknown data set 'pears'"),
+        ({"fewshot_dataset": "test"}, "from 'test' could be the documents that are measured"),
+        ({"fewshot_dataset": "train", "num_fewshot": 0}, "of use with num_fewshot only"),
+        ({"fewshot_dataset": "train", "dataset": ...}, "fewshot_dataset: needs `dataset`"),
+        ({"max_words": 9, "dataset": ...}, "max_words: needs `dataset`"),
+        ({"limit": 1}, "tasks.h.limit: 1 is less than"),
+        ({"policies": ["tova"]}, "tasks.h.policies: tova is not in grid.policies (h2o, lambda)"),
+        ({"sparsities": [0.3]}, "tasks.h.sparsities: 0.3 is not in grid.test_sparsities (0.1)"),
+    ],
+)
+def test_tasks_of_the_harness(changes, said):
+    defaults = {"num_fewshot": 2, "limit": None, "max_words": None}
+    assert defaults.items() <= complete(smoke(tasks__h=TASK))["tasks"]["h"].items()
+    complete(smoke(tasks__h={"kind": "harness", "task": "boolq"}))
+    complete(smoke(tasks__h=TASK | {"fewshot_dataset": "train"}))
+    task = {key: value for key, value in (TASK | changes).items() if value is not ...}
+    assert said in refused(smoke(tasks__h=task))
+
+
 BAD_NAMES = ["../x", "a b", "", ".", "..", "-x", "a/b", "a\n", "x" * 65, "é", "a'b", "a;b", "$(x)"]
 
 
@@ -222,7 +252,7 @@ HUB = {"source": "hub", "path": "a/b", "split": "train"}
 @pytest.mark.parametrize("user", ["tasks.text", "fidelity"])
 def test_overlapping_splits_are_refused(train, test, apart, user):
     config = smoke(datasets={"train": train, "test": test, "other": TEXTS | {"path": "c.jsonl"}})
-    del config["tasks"]["notes"]
+    config["tasks"] = {"text": config["tasks"]["text"]}
     config["tasks"]["text"]["dataset"] = "test" if user == "tasks.text" else "other"
     config["fidelity"]["dataset"] = "test" if user == "fidelity" else "other"
     if apart:

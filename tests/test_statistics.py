@@ -6,7 +6,14 @@ import pandas as pd
 import pytest
 
 from pipeline.errors import DataError
-from pipeline.statistics import estimate, mean_difference, perplexity, recovered_gap, resamples
+from pipeline.statistics import (
+    estimate,
+    mean_difference,
+    perplexity,
+    recovered_gap,
+    recovered_mean,
+    resamples,
+)
 from pipeline.steps import tabulate
 
 # --- by hand ---------------------------------------------------------------------------------
@@ -30,6 +37,13 @@ def test_recovered_gap(method, gap):
     one = np.array([1])
     found = recovered_gap(np.log([method]), np.log([4.0]), np.log([2.0]), one)
     assert found == pytest.approx(gap, abs=1e-12)
+
+
+def test_recovered_mean():
+    rows = np.array([[0.5, 0.7], [0.2, 0.4], [0.6, 0.6]])
+    base, full = np.array([0.2, 0.4]), np.array([0.8, 0.6])
+    assert recovered_mean(rows, base, full) == pytest.approx([0.75, 0, 0.75])
+    assert np.isnan(recovered_mean(rows, base, base)).all(), "not infinite"
 
 
 def test_mean_difference():
@@ -139,8 +153,8 @@ def test_rows_of_a_cell():
     words = {k[:2]: v for k, v in found.items() if k[2] == "word_perplexity"}
     assert words == pytest.approx({k: v**2 for k, v in token.items()})
     gaps = {k[:2]: v for k, v in found.items() if k[2] == "recovered_gap"}
-    assert gaps == pytest.approx(
-        {("baseline_plus", 0): 0.25, ("less", 0.05): 0.5, ("less", 0.1): 0.75}
+    assert gaps == pytest.approx(  # per word: from 16, the baseline, to 4, the full cache
+        {("baseline_plus", 0): 3.75 / 12, ("less", 0.05): 7 / 12, ("less", 0.1): 9.75 / 12}
     )
     nats = {k[:2]: v for k, v in found.items() if k[2] == "nats_over_baseline_plus"}
     assert nats == pytest.approx(
@@ -166,6 +180,49 @@ def test_what_is_not_measured_gives_no_rows():
     assert metrics == {"token_perplexity", "word_perplexity"}
 
 
+def scored(methods, policy="h2o"):
+    """As :func:`cell`: method name, train sparsity and r@1 and mrr of each document."""
+    table = cell([(name, trained, [0, 0]) for name, trained, *_ in methods], policy)
+    for place, metric in ((2, "score.r@1"), (3, "score.mrr")):
+        table[metric] = [value for row in methods for value in row[place]]
+    return table.drop(columns=["tokens", "words", "nll"])
+
+
+def test_scores_of_a_cell():
+    full = scored([("full", None, [1, 1], [1, 1])], policy=None)
+    table = scored(
+        [("baseline", None, [0, 0], [0.5, 0.25]), ("baseline_plus", None, [0, 1], [0.5, 1]),
+         ("less", 0.1, [1, 1], [1, 0.5])]
+    )  # fmt: skip
+    assert tabulate.measure_of(table) == "score."
+    rows = pd.DataFrame(tabulate.score_rows(table, full, resamples(2, 100, 0)))
+    found = rows.pivot(index="method", columns="metric", values="value")
+    assert list(dict.fromkeys(rows["metric"])) == [
+        "r@1", "mrr", "r@1_over_baseline_plus", "mrr_over_baseline_plus", "recovered_gap",
+    ]  # fmt: skip
+    assert found.loc["less", ["r@1", "mrr"]].tolist() == [1, 0.75]
+    assert found.loc["less", "mrr_over_baseline_plus"] == 0
+    assert found.loc["baseline", "r@1_over_baseline_plus"] == -0.5
+    assert found["recovered_gap"].dropna().to_dict() == {"baseline_plus": 0.5, "less": 1}
+    (of_full,) = tabulate.score_rows(full.drop(columns="score.mrr"), full, resamples(2, 100, 0))
+    assert (of_full["method"], of_full["metric"], of_full["value"]) == ("full", "r@1", 1)
+
+
+def test_studies_are_cells_of_their_own():
+    """The full cache is the study's, or the grid's where the study has none."""
+    grid = list(tabulate.parts(pd.concat([FULL])))
+    assert [(part.study, part.setting) for part in grid] == [("grid", None)]
+    study = pd.concat([cell(CELL[:1]).assign(study="width", setting=n) for n in (8, 16)])
+    own = cell([("full", None, [1.0, 1.0])], policy=None).assign(study="width", setting=16)
+    both = [*grid, *tabulate.parts(study), *tabulate.parts(own)]
+    assert [(part.study, part.setting) for part in both[1:]] == [
+        ("width", 8.0), ("width", 16.0), ("width", 16.0),
+    ]  # fmt: skip
+    reference = tabulate.full_caches(both)
+    assert reference(both[1])["nll"].tolist() == FULL["nll"].tolist()
+    assert reference(both[2])["nll"].tolist() == [1.0, 1.0]
+
+
 def test_tidy_table_of_files(tmp_path):
     from pipeline.files import load_table, save_table
 
@@ -188,6 +245,9 @@ def test_tidy_table_of_files(tmp_path):
     tabulate.run(parser.parse_args(["--cells", *paths, *words, "--out", str(out)]))
     tidy = load_table(out)
     assert list(tidy.columns) == tabulate.COLUMNS
+    assert set(tidy["study"]) == {"grid"}
+    assert tidy["setting"].isna().all()
+    assert tidy["setting"].dtype == float
     assert set(zip(tidy["experiment"], tidy["config"], tidy["seed"], strict=True)) == {
         ("e", "h", 3)
     }

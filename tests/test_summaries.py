@@ -369,7 +369,7 @@ def test_defaults_and_cells():
         ({"demonstrations": 2}, r"2 demonstrations and demonstration_dataset missing"),
         ({"demonstration_dataset": "validation"}, r"0 demonstrations and .* validation"),
         ({"demonstrations": 1, "demonstration_dataset": "validaton"}, r"did you mean 'validation'"),
-        ({"demonstrations": 1, "demonstration_dataset": "test"}, r"could be the documents to sum"),
+        ({"demonstrations": 1, "demonstration_dataset": "test"}, r"could be the documents that"),
         ({"dataset": "wiki"}, r"documents of 'wiki' \(wikipedia_sample\) have no summaries"),
         ({"max_new_tokens": 200}, r"200 new tokens leave no room .* of 200 of models.m"),
         ({"dataset": "train"}, r"shares documents with the training"),

@@ -11,7 +11,9 @@ from pipeline.steps.tabulate import COLUMNS
 
 METHODS = [("baseline", None), ("baseline_plus", None), ("less", 0.05), ("less", 0.1)]
 SPARSITIES = [0.1, 0.02, 0.05]
-METRICS = ["token_perplexity", "word_perplexity", "recovered_gap", "nats_over_baseline_plus"]
+METRICS = [
+    "token_perplexity", "word_perplexity", "recovered_gap", "nats_over_baseline_plus", "acc",
+]  # fmt: skip
 
 
 def tidy_frame(models=("m_1",), methods=METHODS, fidelity=True):
@@ -88,11 +90,25 @@ def test_models_do_not_mix():
     assert full["b", "H2O"] == "11.00 [9.00, 11.00]"
 
 
-@pytest.mark.parametrize("name", ["recovered_gap", "paired_difference"])
+@pytest.mark.parametrize("name", ["recovered_gap", "paired_difference", "scores"])
 def test_tables_without_the_full_cache(name):
     table = tables.TABLES[name](tidy_frame())
     assert "Full cache" not in set(table["method"])
     assert len(table) == 2 * len(METHODS)
+
+
+def test_scores_table():
+    """Hundredfold, a row for each metric; a task's metrics that others lack leave no holes."""
+    tidy = tidy_frame()
+    other = tidy[tidy["metric"] == "acc"].assign(task="u", metric="mrr")
+    gain = tidy[tidy["metric"] == "acc"].assign(metric="acc_over_baseline_plus")
+    table = tables.scores_table(pd.concat([tidy, other, gain]))
+    assert table.groupby("task")["metric"].agg(set).to_dict() == {
+        "t": {"Accuracy", "Accuracy over Baseline+"}, "u": {"MRR"},
+    }  # fmt: skip
+    one = table[(table["metric"] == "MRR") & (table["policy"] == "H2O")].set_index("method")
+    assert one.loc["LESS (5 %)", "2 %"] == "2400.0 [2300.0, 2500.0]"
+    assert not table.isna().any().any()
 
 
 def test_hellinger_table_is_over_layers():
@@ -141,7 +157,7 @@ def test_what_was_not_measured_is_an_empty_table(tmp_path, methods, fidelity, tr
     out = run_step(tables, tmp_path, tidy, curves_frame() if trained else None)
     for name in CATALOGUE:
         csv = pd.read_csv(out / "tables" / f"{name}.csv")
-        empty = {"recovered_gap", "paired_difference", "summaries"}
+        empty = {"recovered_gap", "paired_difference", "summaries", "scores"}
         empty |= set() if fidelity else {"hellinger"}
         empty |= set() if trained else {"training"}
         assert csv.empty == (name in empty), name

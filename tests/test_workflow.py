@@ -118,9 +118,10 @@ def test_every_output_is_there(finished):
 def test_tidy_table(finished):
     tidy = pd.read_parquet(finished / "results" / "smoke" / "results.parquet")
     assert list(tidy.columns) == [
-        "experiment", "config", "model", "task", "policy", "sparsity", "budget", "method",
-        "train_sparsity", "layer", "metric", "value", "low", "high", "n", "seed",
+        "experiment", "config", "study", "setting", "model", "task", "policy", "sparsity", "budget",
+        "method", "train_sparsity", "layer", "metric", "value", "low", "high", "n", "seed",
     ]  # fmt: skip
+    assert set(tidy["study"]) == {"grid"}
     assert set(tidy["experiment"]) == {"smoke"}
     assert set(tidy["model"]) == {"tiny"}
     perplexity = tidy[tidy["metric"] == "token_perplexity"]
@@ -130,7 +131,14 @@ def test_tidy_table(finished):
     assert set(perplexity["n"]) == {4}
     # an untrained model with 300 tokens knows nothing
     assert perplexity["value"].between(250, 350).all()
-    assert (tidy["low"] <= tidy["high"]).all()
+    # where the baseline scores as the full cache does, there is no gap to recover
+    undefined = tidy[["low", "high"]].isna().any(axis=1)
+    assert set(tidy.loc[undefined, "metric"]) <= {"recovered_gap"}
+    assert set(tidy.loc[undefined, "task"]) <= {"questions", "notes"}
+    assert (tidy["low"] <= tidy["high"])[~undefined].all()
+    answered = tidy[tidy["metric"] == "acc"]
+    assert list(answered["method"]) == ["full", *methods]
+    assert answered["value"].isin([0, 0.25, 0.5, 0.75, 1]).all()
     means = tidy[tidy["metric"].isin(["token_perplexity", "hellinger"])]
     assert (means["low"] <= means["value"] + 1e-9).all()
     assert (means["value"] <= means["high"] + 1e-9).all()
@@ -169,6 +177,7 @@ def test_logs_and_benchmarks_of_every_job(finished):
             "train/tiny/h2o-0.1/part1", "collect/tiny/lambda-0.1", "evaluate/tiny/text/full",
             "evaluate/tiny/text/h2o-0.1", "fidelity/tiny/h2o-0.1", "prompts/tiny/notes",
             "summaries/tiny/notes/full", "summaries/tiny/notes/h2o-0.1", "examples", "tabulate",
+            "harness/tiny/questions/full", "harness/tiny/questions/h2o-0.1",
             "tables", "plot", "provenance",
         } <= found  # fmt: skip
 
@@ -186,10 +195,11 @@ def test_completed_config_is_the_same_experiment(finished):
 
 SHOWN = {"tabulate": 1, "tables": 1, "plot": 1, "provenance": 1, "page": 1}
 WRITTEN = {"summaries": 1, "examples": 1} | SHOWN
-MEASURED = {"evaluate": 2, "fidelity": 2} | WRITTEN
+MEASURED = {"evaluate": 2, "fidelity": 2, "harness": 1} | WRITTEN
 TRAINED = {"train": 4, "collect": 2} | MEASURED
 FULL = {"evaluate_full": 1}
 FULL_TEXT = {"prompts": 1, "summaries_full": 1}
+FULL_TASK = {"harness_full": 1}
 
 
 @pytest.mark.parametrize(
@@ -209,13 +219,16 @@ FULL_TEXT = {"prompts": 1, "summaries_full": 1}
         ("train.layers_per_job", 2, TRAINED | {"train": 2}),
         ("tasks.text.windows", 5, {"sample": 1, "evaluate": 2} | FULL | SHOWN),
         ("train.sequences", 5, {"sample": 1, "dump": 1} | TRAINED),
+        ("tasks.questions.limit", 5, {"harness": 1} | FULL_TASK | SHOWN),
+        ("tasks.questions.policies", ["lambda"], {"harness": 1} | SHOWN),
         ("tasks.notes.samples", 4, WRITTEN | FULL_TEXT),
         ("tasks.notes.temperature", 0, WRITTEN | {"summaries_full": 1}),
         ("tasks.notes.policies", ["h2o", "lambda"], WRITTEN),
-        ("models.tiny.context", 64, {"sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT),
+        ("models.tiny.context", 64,
+         {"sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT | FULL_TASK),
         ("seed", 1, {"sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT),
         ("models.tiny.weights.random.hidden_size", 48,
-         {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT),
+         {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT | FULL_TASK),
         ("fidelity", None, SHOWN),
     ],
     ids=lambda value: value if isinstance(value, str) and "." in value else None,
@@ -264,9 +277,10 @@ def change(folder, name, kind):
         ("statistics.py", SHOWN),
         ("steps/provenance.py", {"provenance": 1, "page": 1}),
         ("training.py", TRAINED),
-        ("checkpoint.py", TRAINED | FULL | {"summaries_full": 1}),
+        ("checkpoint.py", TRAINED | FULL | {"summaries_full": 1} | FULL_TASK),
         ("steps/prompts.py", WRITTEN | FULL_TEXT),
         ("steps/summaries.py", WRITTEN | {"summaries_full": 1}),
+        ("steps/harness.py", {"harness": 1} | FULL_TASK | SHOWN),
         ("steps/examples.py", {"examples": 1, "page": 1}),
         ("steps/sample.py", {"sample": 3, "dump": 1} | TRAINED | FULL),
         ("steps/fidelity.py", {"fidelity": 2} | SHOWN),
@@ -278,6 +292,12 @@ def change(folder, name, kind):
 def test_changed_code_reruns_exactly_its_steps(copied, name, expected):
     change(copied, name, "code")
     assert planned(copied) == expected
+
+
+def test_a_task_of_ours_that_changed_is_seen(copied):
+    """The file that defines a task is no source code, but counts as much."""
+    (copied / "pipeline" / "resources" / "tasks" / "boolq.yaml").write_text("task: boolq\n")
+    assert planned(copied) == {"harness": 1} | FULL_TASK | SHOWN
 
 
 def test_changed_text_reruns_what_reads_it(copied):
@@ -297,7 +317,8 @@ def test_results_without_scratch_rerun_everything(finished, tmp_path):
     """A clone carries results, but neither intermediate files nor Snakemake's records."""
     clone = checkout(tmp_path / "clone", finished)
     fresh = planned(clone)
-    assert fresh == {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT
+    everything = TRAINED | FULL | FULL_TEXT | FULL_TASK
+    assert fresh == {"convert": 1, "sample": 3, "dump": 1} | everything
     shutil.copytree(finished / "results", clone / "results")
     assert planned(clone) == fresh
 

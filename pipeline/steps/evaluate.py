@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from pipeline.attention import attach
 from pipeline.checkpoint import Heads, load_kernels
@@ -86,6 +86,30 @@ def variants(args: argparse.Namespace, shape: Shape, dtype: torch.dtype) -> list
     return found
 
 
+def compared(args: argparse.Namespace, model: PreTrainedModel) -> list[Variant]:
+    """What a cell measures: its variants under a policy, or the full cache.
+
+    Raises:
+        ConfigError: a policy without a budget or methods.
+    """
+    if args.policy is None:
+        return [(FULL, None, 0, None)]
+    if args.budget is None or not args.methods:
+        raise ConfigError("a policy needs --budget and --methods.")
+    return variants(args, model_shape(model.config), model.dtype)
+
+
+def attached(
+    model: PreTrainedModel, args: argparse.Namespace, budget: int, kernels: list[Kernel] | None
+) -> AbstractContextManager[Any]:
+    """The model as a variant of the cell has it, within a ``with``."""
+    if args.policy is None:
+        return nullcontext()
+    for kernel in kernels or ():
+        kernel.to(model.device)  # type: ignore[attr-defined]
+    return attach(model, get_policy(args.policy, budget), kernels, args.scores)
+
+
 @torch.inference_mode()
 def window_nll(model: Any, tokens: torch.Tensor) -> float:
     """Summed negative log-likelihood in nats of tokens (1, S) given those before them."""
@@ -97,22 +121,11 @@ def run(args: argparse.Namespace) -> None:
     """Write one row a method, train sparsity and window: summed loss, tokens and words."""
     samples, header = load_tensors(args.samples, "samples")
     model = load_model(args.model, args.dtype, args.device)
-    shape = model_shape(model.config)
-    cells: Sequence[Variant] = [(FULL, None, 0, None)]
-    if args.policy is not None:
-        if args.budget is None or not args.methods:
-            raise ConfigError("a policy needs --budget and --methods.")
-        cells = variants(args, shape, model.dtype)
+    cells = compared(args, model)
     progress = Progress("evaluate", len(cells) * len(samples["tokens"]))
     rows: list[dict[str, Any]] = []
     for method, train_sparsity, budget, kernels in cells:
-        attached: AbstractContextManager[Any] = nullcontext()
-        if args.policy is not None:
-            if kernels is not None:
-                for kernel in kernels:
-                    kernel.to(args.device)  # type: ignore[attr-defined]
-            attached = attach(model, get_policy(args.policy, budget), kernels, args.scores)
-        with attached:
+        with attached(model, args, budget, kernels):
             for index, tokens in enumerate(samples["tokens"].long().to(args.device)):
                 nll = window_nll(model, tokens[None])
                 rows.append(

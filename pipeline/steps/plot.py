@@ -76,6 +76,9 @@ def panels(rows: pd.DataFrame, by: str) -> tuple[Any, list[tuple[Any, pd.DataFra
     for i, down in enumerate(downs):
         for j, across in enumerate(acrosses):
             part = rows[(rows["down"] == down) & (rows["policy"] == across)]
+            if part.empty:  # tasks may leave policies out
+                axes[i, j].set_visible(False)
+                continue
             axes[i, j].set_title(f"{policy_title(across)}, {down}", fontsize=9)
             found.append((axes[i, j], part))
     return figure, found
@@ -115,7 +118,7 @@ def perplexity_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
         axis.axhline(full[key], color="black", linestyle="--", linewidth=1, label="Full cache")
         axis.set_xlabel("tokens kept (% of context)")
         axis.set_ylabel("perplexity")
-        axis.set_xticks(sorted(100 * part["sparsity"].unique()))
+        axis.set_xticks(sorted(100 * rows["sparsity"].dropna().unique()))
         if part["value"].max() > 5 * full[key]:
             axis.set_yscale("log")
     legend(figure)
@@ -126,8 +129,8 @@ def recovered_gap_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
     """Recovered gap by policy and sparsity."""
     rows = tidy[tidy["metric"] == "recovered_gap"]
     figure, found = panels(rows, "task")
+    cells = sorted(rows["sparsity"].unique())
     for axis, part in found:
-        cells = sorted(part["sparsity"].unique())
         entries = list(series(part))
         width = 0.8 / len(entries)
         for place, (label, colour, bars) in enumerate(entries):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,17 +12,14 @@ import pandas as pd
 
 from pipeline.attention import enable
 from pipeline.cache import LessCache
-from pipeline.errors import ConfigError
-from pipeline.files import load_json, save_table, sha256
+from pipeline.files import load_json, save_table
 from pipeline.generation import Decoding, Generated, generate
-from pipeline.journal import Journal
+from pipeline.journal import Journal, identity
 from pipeline.kernels import Kernel
-from pipeline.methods import FULL
-from pipeline.models import load_model, load_tokenizer, model_shape
+from pipeline.models import load_model, load_tokenizer
 from pipeline.policies import get_policy
 from pipeline.progress import Progress
-from pipeline.sources import code_of
-from pipeline.steps.evaluate import Variant, add_cell_arguments, variants
+from pipeline.steps.evaluate import add_cell_arguments, compared
 from pipeline.summaries import rouge
 
 Sample = Mapping[str, Any]
@@ -49,23 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True)
 
 
-def identity(args: argparse.Namespace) -> str:
-    """Hash of all that a summary depends on: finished samples of another are never taken over."""
-    weights = sorted(args.model.glob("*.safetensors"))
-    matters = {
-        "code": code_of("summaries"),
-        "prompts": sha256(args.prompts),
-        "kernels": [(sparsity, sha256(path)) for sparsity, path in args.kernels],
-        "model": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights],
-        "options": {
-            name: getattr(args, name)
-            for name in (
-                "dtype", "device", "max_new_tokens", "temperature", "batch_size", "policy",
-                "budget", "methods", "kernel_size", "seed",
-            )
-        },
-    }  # fmt: skip
-    return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:16]
+def cell_identity(args: argparse.Namespace) -> str:
+    """Hash of all that a summary depends on."""
+    names = (
+        "dtype", "device", "max_new_tokens", "temperature", "batch_size", "policy", "budget",
+        "methods", "kernel_size", "seed",
+    )  # fmt: skip
+    return identity(
+        "summaries",
+        args.model,
+        [args.prompts, *(path for _, path in args.kernels)],
+        options={name: getattr(args, name) for name in names},
+        sparsities=[sparsity for sparsity, _ in args.kernels],
+    )
 
 
 def batches(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
@@ -105,12 +96,8 @@ def run(args: argparse.Namespace) -> None:
     prompts = load_json(args.prompts)
     model = enable(load_model(args.model, args.dtype, args.device))
     tokenizer = load_tokenizer(args.model)
-    cells: Sequence[Variant] = [(FULL, None, 0, None)]
-    if args.policy is not None:
-        if args.budget is None or not args.methods:
-            raise ConfigError("a policy needs --budget and --methods.")
-        cells = variants(args, model_shape(model.config), model.dtype)
-    journal = Journal(args.resume / f"{identity(args)}.jsonl")
+    cells = compared(args, model)
+    journal = Journal(args.resume / f"{cell_identity(args)}.jsonl")
     done = {(row["method"], row["train_sparsity"], row["document"]) for row in journal.rows}
     decoding = Decoding(args.max_new_tokens, args.temperature, prompts["stop"])
     progress = Progress("summaries", len(cells) * len(prompts["samples"]) - len(done))

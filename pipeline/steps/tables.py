@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipeline.curves import load_curves
 from pipeline.files import load_table, save_table, whole
-from pipeline.labels import label_of, policy_title
+from pipeline.labels import SCORES, label_of, policy_title
 from pipeline.summaries import ROUGE
 
 
@@ -100,6 +100,17 @@ def summaries_table(tidy: pd.DataFrame) -> pd.DataFrame:
     return table[keys + list(titles.values())].dropna(subset="Rouge-L").fillna("")
 
 
+def scores_table(tidy: pd.DataFrame) -> pd.DataFrame:
+    """Scores x 100 of lm-evaluation-harness tasks, and what they gain on baseline+."""
+    metrics = SCORES | {f"{name}_over_baseline_plus": f"{title} over Baseline+"
+                        for name, title in SCORES.items()}  # fmt: skip
+    hundredfold = tidy.assign(**{name: 100 * tidy[name] for name in ("value", "low", "high")})
+    blocks = [by_cell(hundredfold, name, 1).assign(metric=title) for name, title in metrics.items()]
+    table = pd.concat([block for block in blocks if len(block)] or blocks[:1], ignore_index=True)
+    keys = ["model", "task", "policy", "metric", "n", "method"]
+    return table[keys + [column for column in table if column not in keys]].fillna("")
+
+
 def hellinger_table(tidy: pd.DataFrame) -> pd.DataFrame:
     """Hellinger distance to the true attention rows, averaged over layers."""
     rows = tidy[tidy["metric"] == "hellinger"]
@@ -122,6 +133,7 @@ TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
     "recovered_gap": recovered_gap_table,
     "paired_difference": paired_difference_table,
     "summaries": summaries_table,
+    "scores": scores_table,
     "hellinger": hellinger_table,
 }
 """Name of the table's files to the view of the tidy table it shows."""

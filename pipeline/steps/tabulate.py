@@ -1,15 +1,17 @@
 """Gather all measurements of an experiment into one tidy table: one row a number.
 
-Columns: experiment, config, model, task, policy, sparsity, budget, method, train_sparsity, layer,
-metric, value, low, high, n, seed. Tables, figures and comparisons are views of it.
+Columns: experiment, config, study, setting, model, task, policy, sparsity, budget, method,
+train_sparsity, layer, metric, value, low, high, n, seed. Tables, figures and comparisons are views
+of it. Files that vary something beside the grid say what in columns ``study`` (its name) and
+``setting`` (its value, a number); in the others the study is "grid".
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,14 +26,18 @@ from pipeline.statistics import (
     mean_difference,
     perplexity,
     recovered_gap,
+    recovered_mean,
     resamples,
 )
 from pipeline.summaries import ROUGE
 
 COLUMNS = [
-    "experiment", "config", "model", "task", "policy", "sparsity", "budget", "method",
-    "train_sparsity", "layer", "metric", "value", "low", "high", "n", "seed",
+    "experiment", "config", "study", "setting", "model", "task", "policy", "sparsity", "budget",
+    "method", "train_sparsity", "layer", "metric", "value", "low", "high", "n", "seed",
 ]  # fmt: skip
+GRID = "grid"
+SCORE = "score."
+"""What the columns of a harness task's metrics begin with."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +88,7 @@ def cell_of(table: pd.DataFrame) -> Key:
 
 
 def perplexity_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) -> Iterator[Key]:
-    """Perplexities, recovered gap and the paired difference to baseline+ of one cell."""
+    """Perplexities, recovered gap (per word) and paired difference to baseline+ of one cell."""
     cell, documents = cell_of(table), list(full["document"])
     full = full.set_index("document")
     tokens, words = full["tokens"].to_numpy(), full["words"].to_numpy()
@@ -99,26 +105,59 @@ def perplexity_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) 
         base, plus = untrained.get("baseline"), untrained.get("baseline_plus")
         if base is not None and key["method"] != "baseline":
             reference = full["nll"].to_numpy()
-            gap = estimate(recovered_gap, nll, base, reference, tokens, draws=draws)
+            gap = estimate(recovered_gap, nll, base, reference, words, draws=draws)
             yield row(key, "recovered_gap", gap)
         if plus is not None and key["method"] != "baseline_plus":
             difference = estimate(mean_difference, nll, plus, tokens, draws=draws)
             yield row(key, "nats_over_baseline_plus", difference)
 
 
-def summary_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) -> Iterator[Key]:
-    """Mean ROUGE, and the paired difference to baseline+ in Rouge-L, of one cell."""
+def mean_rows(
+    table: pd.DataFrame,
+    full: pd.DataFrame,
+    draws: np.ndarray,
+    metrics: Mapping[str, str],
+    compared: Sequence[str],
+) -> Iterator[Key]:
+    """Means over documents of one cell, and what they are to baseline+, baseline and full cache.
+
+    Args:
+        metrics: columns of the table by the name of their metric.
+        compared: metrics with a paired difference to baseline+; the first has a recovered gap.
+    """
     cell, documents = cell_of(table), list(full["document"])
+    full = full.set_index("document")
     scores = [
         (cell | found, aligned(rows, documents, str(cell))) for found, rows in by_method(table)
     ]
-    plus = {key["method"]: found["rougeL"].to_numpy() for key, found in scores}.get("baseline_plus")
+    untrained = {key["method"]: found for key, found in scores}
+    base, plus = untrained.get("baseline"), untrained.get("baseline_plus")
     for key, found in scores:
-        for metric in ROUGE:
-            yield row(key, metric, estimate(mean, found[metric].to_numpy(), draws=draws))
+        for metric, column in metrics.items():
+            yield row(key, metric, estimate(mean, found[column].to_numpy(), draws=draws))
+        if key["method"] == FULL:
+            continue
+        if base is not None and key["method"] != "baseline":
+            three = (part[metrics[compared[0]]].to_numpy() for part in (found, base, full))
+            yield row(key, "recovered_gap", estimate(recovered_mean, *three, draws=draws))
         if plus is not None and key["method"] != "baseline_plus":
-            difference = estimate(mean, found["rougeL"].to_numpy() - plus, draws=draws)
-            yield row(key, "rougeL_over_baseline_plus", difference)
+            for metric in compared:
+                difference = (found[metrics[metric]] - plus[metrics[metric]]).to_numpy()
+                yield row(
+                    key, f"{metric}_over_baseline_plus", estimate(mean, difference, draws=draws)
+                )
+
+
+def summary_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) -> Iterator[Key]:
+    """Mean ROUGE of one cell; methods are compared in Rouge-L."""
+    return mean_rows(table, full, draws, {metric: metric for metric in ROUGE}, ["rougeL"])
+
+
+def score_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) -> Iterator[Key]:
+    """Mean scores of one cell of a task of lm-evaluation-harness; methods are compared in each."""
+    columns = [column for column in table if column.startswith(SCORE)]
+    metrics = {column.removeprefix(SCORE): column for column in columns}
+    return mean_rows(table, full, draws, metrics, list(metrics))
 
 
 def fidelity_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) -> Iterator[Key]:
@@ -133,31 +172,62 @@ def fidelity_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) ->
 MEASURES: dict[str, Callable[[pd.DataFrame, pd.DataFrame, np.ndarray], Iterator[Key]]] = {
     "nll": perplexity_rows,
     "rougeL": summary_rows,
+    SCORE: score_rows,
     "hellinger": fidelity_rows,
 }
-"""The column that tells what a file measured, and what becomes of its rows."""
+"""How the column begins that tells what a file measured, and what becomes of its rows."""
 
 
 def measure_of(table: pd.DataFrame) -> str:
     """Which of :data:`MEASURES` a file holds."""
-    return next(column for column in MEASURES if column in table)
+    return next(start for start in MEASURES if any(name.startswith(start) for name in table))
+
+
+class Part(NamedTuple):
+    """A part of a measured file that is one cell."""
+
+    study: str
+    setting: float | None
+    table: pd.DataFrame
+
+
+def parts(table: pd.DataFrame) -> Iterator[Part]:
+    """Split a file by study and setting; most have only the grid's."""
+    table = table.assign(study=table.get("study", GRID), setting=table.get("setting"))
+    for (study, setting), rows in table.groupby(["study", "setting"], dropna=False, sort=False):
+        yield Part(study, None if pd.isna(setting) else float(setting), rows)
+
+
+def full_caches(cells: Sequence[Part]) -> Callable[[Part], pd.DataFrame]:
+    """How to find the full cache that a part is compared with: its study's own, or the grid's."""
+
+    def key(part: Part) -> tuple[Any, ...]:
+        cell = cell_of(part.table)
+        return part.study, part.setting, cell["model"], cell["task"]
+
+    full = {key(part): part.table for part in cells if cell_of(part.table)["policy"] is None}
+
+    def reference(part: Part) -> pd.DataFrame:
+        own = key(part)
+        return full[own if own in full else (GRID, None, *own[2:])]
+
+    return reference
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the tidy table (parquet)."""
-    tables = [load_table(path) for path in args.cells]
-    cells = [(cell_of(table), measure_of(table), table) for table in tables]
-    full = {
-        (cell["model"], cell["task"]): table for cell, _, table in cells if cell["policy"] is None
-    }
+    cells = [part for path in args.cells for part in parts(load_table(path))]
+    reference_of = full_caches(cells)
     rows: list[Key] = []
     progress = Progress("tabulate", len(cells))
-    for cell, measure, table in cells:
-        reference = table if measure == "hellinger" else full[cell["model"], cell["task"]]
+    for part in cells:
+        measure = measure_of(part.table)
+        reference = part.table if measure == "hellinger" else reference_of(part)
         draws = resamples(reference["document"].nunique(), args.bootstrap, args.seed)
-        rows += MEASURES[measure](table, reference, draws)
+        where = {"study": part.study, "setting": part.setting}
+        rows += [where | found for found in MEASURES[measure](part.table, reference, draws)]
         progress.step()
     tidy = pd.DataFrame(rows).assign(
         experiment=args.experiment, config=args.config_hash, seed=args.seed
     )
-    save_table(args.out, tidy.reindex(columns=COLUMNS))
+    save_table(args.out, tidy.reindex(columns=COLUMNS).astype({"setting": float}))

@@ -92,7 +92,7 @@ def kernels_of(training, form="safetensors"):
     return SCRATCH / "kernels" / training.model / name
 
 
-KIND_FOLDERS = {"perplexity": "evaluations", "summaries": "summaries"}
+KIND_FOLDERS = {"perplexity": "evaluations", "summaries": "summaries", "harness": "harness"}
 
 
 def cell_file(cell):
@@ -230,14 +230,43 @@ def task_samples(wildcards):
     return samples_of(wildcards.model, task["dataset"], task["windows"], task["pack"])
 
 
-# Summaries
-
-
 def task_sources(wildcards):
     """The files that a task's documents and demonstrations are read from."""
     task = TASKS[wildcards.task]
-    names = filter(None, [task["dataset"], task.get("demonstration_dataset")])
-    return [path for name in names for path in files_of(name)]
+    keys = ["dataset", "demonstration_dataset", "fewshot_dataset"]
+    return [path for key in keys if key in task for path in files_of(task[key])]
+
+
+def unfinished(wildcards):
+    """Where a cell keeps its finished documents until all are."""
+    folder = KIND_FOLDERS[TASKS[wildcards.task]["kind"]]
+    cell = "-".join(wildcards[2:]) or "full"
+    return SCRATCH / "unfinished" / folder / wildcards.model / wildcards.task / cell
+
+
+# Tasks of lm-evaluation-harness
+
+
+def task_definition(wildcards):
+    """The text of a task that is a file of ours, so that a change of it is seen."""
+    name = TASKS[wildcards.task]["task"]
+    path = Path(workflow.basedir) / "pipeline" / "resources" / "tasks" / f"{name}.yaml"
+    return path.read_text() if path.is_file() else ""
+
+
+def harness_arguments(wildcards):
+    """What a task asks and of which text, on the command line; its words are quoted here."""
+    task, datasets = TASKS[wildcards.task], CONFIG["datasets"]
+    words = ["--task", task["task"], "--context", MODELS[wildcards.model]["context"]]
+    words += ["--shots", task["num_fewshot"]]
+    for option, key in (("--dataset", "dataset"), ("--shots-from", "fewshot_dataset")):
+        words += [option, json.dumps(datasets[task[key]])] if key in task else []
+    for option, key in (("--limit", "limit"), ("--max-words", "max_words")):
+        words += [] if task[key] is None else [option, task[key]]
+    return " ".join(shlex.quote(str(word)) for word in words)
+
+
+# Summaries
 
 
 def prompt_arguments(wildcards):
@@ -261,12 +290,6 @@ def decoding_arguments(wildcards):
     """How a task's summaries are decoded, on the command line."""
     keys = ["max_new_tokens", "temperature", "batch_size"]
     return " ".join(f"--{key.replace('_', '-')} {TASKS[wildcards.task][key]}" for key in keys)
-
-
-def unfinished_summaries(wildcards):
-    """Where a cell keeps its finished samples until all are."""
-    cell = "-".join(wildcards[2:]) or "full"
-    return SCRATCH / "unfinished" / "summaries" / wildcards.model / wildcards.task / cell
 
 
 def cell_trainings(wildcards):

@@ -52,7 +52,7 @@ rule summaries:
         decoding=decoding_arguments,
         cell=cell_arguments,
         label=cell_label,
-        resume=unfinished_summaries,
+        resume=unfinished,
         code=code_of("summaries"),
     shell:
         "python -m pipeline --threads {threads} summaries --model {input.model:q}"
