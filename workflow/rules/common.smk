@@ -279,7 +279,7 @@ def prompt_arguments(wildcards):
     words += ["--template", task["template"], "--count", count]
     if study == "prompt_length":
         words += ["--cut", setting, "--longest-cut", max(lengths["lengths"])]
-    if task["demonstrations"]:
+    if task["demonstrations"] and study == grid.GRID:  # of a set length, without examples
         pool = json.dumps(datasets[task["demonstration_dataset"]])
         words += ["--shots", task["demonstrations"], "--shots-from", pool]
     words += ["--room", MODELS[wildcards.model]["context"] - task["max_new_tokens"]]
