@@ -19,6 +19,7 @@ from jsonschema.exceptions import ValidationError, best_match
 from jsonschema.validators import extend
 
 from pipeline.errors import ConfigError, unknown
+from pipeline.expectations import GIB, bundle_bytes, bundles_at_once
 from pipeline.methods import METHODS
 from pipeline.packages import packages
 from pipeline.policies import FAMILIES, budget_tokens
@@ -215,6 +216,7 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     yield from _sparsity_checks(config)
     yield from _ablation_checks(config)
     yield from _map_checks(config)
+    yield from _disk_checks(config)
     needed = {
         f"tasks.{name}": task[COUNTED[task["kind"]]]
         for name, task in config["tasks"].items()
@@ -325,6 +327,24 @@ def _ablation_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
                         f"{place}.sizes: the state of R = {size} takes the whole budget of "
                         f"models.{name_of_model} at {study['sparsity']}."
                     )
+
+
+def _disk_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """A bound of the disk that can be kept."""
+    bound = config["dump"]["disk_gib"]
+    if bound is None:
+        return
+    shapeless = [name for name, model in config["models"].items() if model["shape"] is None]
+    if shapeless:
+        yield ConfigError(f"dump.disk_gib: needs models.{shapeless[0]}.shape to know the sizes.")
+    elif config["dump"]["keep"]:
+        yield ConfigError("dump.disk_gib: features that are kept are not bounded; set keep: false.")
+    elif bundles_at_once(config) == 0:
+        need = max(bundle_bytes(config, model) for model in config["models"]) / GIB
+        yield ConfigError(
+            f"dump.disk_gib: {bound:g} GiB do not hold one bundle of layers ({need:.1f} GiB); "
+            "allow more, or lower dump.layers_per_job."
+        )
 
 
 def _map_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:

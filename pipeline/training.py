@@ -39,7 +39,8 @@ class Recipe:
 class Prepared:
     """What training needs of each sequence, N of them, half precision but for the log-sum-exp.
 
-    T rows miss something (queries first..S-1); E = initial + T pairs are evicted before the last.
+    In main memory, where there is more of it: batches go to the projection's device. T rows miss
+    something (queries first..S-1); E = initial + T pairs are evicted before the last.
 
     Attributes:
         q: (N, H, T, D), queries of those rows.
@@ -94,7 +95,7 @@ def prepare(
         rows, initial = slice(order.first, None), order.initial
         full = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         half = (q[:, :, rows], order.gather(k), order.gather(v), out[:, :, rows], full[:, :, rows])
-        parts.append((*(x.half() for x in half), lse[:, :, rows].contiguous()))
+        parts.append((*(x.half().cpu() for x in half), lse[:, :, rows].contiguous().cpu()))
     q, k, v, out, target, lse = (torch.cat(column) for column in zip(*parts, strict=True))
     return Prepared(q, k, v, out, lse, target, o_weight, initial)
 
@@ -104,12 +105,13 @@ def loss_of(prepared: Prepared, index: torch.Tensor, kernel: LessKernel | None) 
 
     Without a kernel, the sparse policy's own loss.
     """
-    out = prepared.sparse_out[index].float()
+    parts = (prepared.q, prepared.k, prepared.v, prepared.sparse_out, prepared.lse, prepared.target)
+    q, k, v, sparse, lse, target = (x[index].to(prepared.o_weight.device) for x in parts)
+    out = sparse.float()
     if kernel is not None:
-        q, k, v = prepared.q[index], prepared.k[index], prepared.v[index]
         numerator, denominator = low_rank_part(kernel.phi(q), kernel.psi(k), v, prepared.initial)
-        out = merge(out, prepared.lse[index], numerator, denominator)
-    difference = (out - prepared.target[index].float()).transpose(1, 2).flatten(2)
+        out = merge(out, lse, numerator, denominator)
+    difference = (out - target.float()).transpose(1, 2).flatten(2)
     dtype = kernel.compute_dtype if kernel is not None else torch.float32
     return F.linear(difference.to(dtype), prepared.o_weight.to(dtype)).float().square().mean()
 

@@ -18,6 +18,7 @@ from pipeline import config as configuration
 from pipeline import grid
 from pipeline.catalogue import FIGURES, TABLES
 from pipeline.errors import LessError
+from pipeline.expectations import bundles_at_once, expectations
 from pipeline.methods import METHODS
 from pipeline.packages import packages
 from pipeline.sources import code_of
@@ -48,6 +49,8 @@ def clear_stale_locks(state=Path(".snakemake")):
 
 if workflow.is_main_process:
     ALIVE = clear_stale_locks()  # held, by staying open, as long as this process lives
+    for line in expectations(CONFIG):
+        print(line, file=sys.stderr)
 
 SCRATCH = Path(CONFIG["scratch"]) / CONFIG["experiment"]
 DOWNLOADS = Path(CONFIG["scratch"]) / "downloads"
@@ -184,6 +187,25 @@ def dump_ranges(model):
 
 # Features are by far the largest files; without `dump.keep` they go once every layer is trained.
 kept_or_temporary = (lambda path: path) if CONFIG["dump"]["keep"] else temp
+
+
+def dump_after(wildcards):
+    """Kernels whose training frees the disk for a bundle of layers, if disk is bounded."""
+    at_once = bundles_at_once(CONFIG)
+    if at_once is None:
+        return []
+    bundles = [(model, part) for model in MODELS for part in range(len(dump_ranges(model)))]
+    place = bundles.index((wildcards.model, int(wildcards.part))) - at_once
+    if place < 0:
+        return []
+    model, part = bundles[place]
+    parts = grid.overlapping(train_ranges(model), *dump_ranges(model)[part])
+    return [
+        kernels_of(training).with_suffix("") / f"part{train_part}.safetensors"
+        for training in grid.trainings(CONFIG)
+        for train_part in parts
+        if training.model == model
+    ]
 
 
 # Kernels

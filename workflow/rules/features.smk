@@ -7,6 +7,7 @@ rule dump:
         samples=lambda wildcards: samples_of(
             wildcards.model, TRAIN["dataset"], TRAIN["sequences"], TRAIN["pack"]
         ),
+        room=dump_after,
     output:
         kept_or_temporary(directory(SCRATCH / "features" / "{model}" / "part{part}")),
     log:

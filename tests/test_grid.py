@@ -1,0 +1,125 @@
+"""What an experiment expands to: cells, trainings, studies, and what they are expected to take."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import expectations, grid
+from pipeline.config import complete, load_config
+from pipeline.errors import ConfigError
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+@pytest.fixture
+def tiny():
+    return load_config(EXPERIMENTS / "falcon_tiny.yaml")
+
+
+def test_trainings_are_those_of_each_policy_then_those_of_other_kernel_sizes(tiny):
+    found = [(t.policy, t.sparsity, t.suffix) for t in grid.trainings(tiny)]
+    assert found == [
+        ("h2o", 0.1, ""), ("h2o", 0.2, ""), ("lambda", 0.1, ""), ("h2o", 0.1, "-R4"),
+    ]  # fmt: skip
+
+
+def test_studies_stand_beside_the_grid(tiny):
+    cells = [c for c in grid.task_cells(tiny) if c.study != grid.GRID]
+    assert [(c.task, c.policy, c.study, c.setting) for c in cells] == [
+        ("text", "h2o", "kernel_size", 4),
+        ("text", "h2o", "kernel_size", 8),
+        ("notes", None, "prompt_length", 80),
+        ("notes", "h2o", "prompt_length", 80),
+        ("notes", None, "prompt_length", 96),
+        ("notes", "h2o", "prompt_length", 96),
+        ("text", "h2o", "scores", 1),
+    ]
+    for cell in cells:
+        assert grid.study_of(cell.suffix) == (cell.study, cell.setting)
+    assert len({(c.task, c.policy, c.suffix) for c in grid.task_cells(tiny)}) == 12
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("kernel_sizes.task", "texts", "did you mean 'text'"),
+        ("kernel_sizes.task", "notes", "not a task without summaries"),
+        ("prompt_lengths.task", "text", "not a task of summaries"),
+        ("kernel_sizes.sparsity", 0.3, "no kernels are trained for h2o at 0.3"),
+        ("scores.policies", ["tova"], "no kernels are trained for tova"),
+        ("prompt_lengths.lengths", [120], "do not fit into the context of 128"),
+        ("kernel_sizes.sizes", [32], "takes the whole budget"),
+        ("kernel_sizes.sizes", [3], "multiple of 2"),
+    ],
+)
+def test_studies_that_cannot_be_are_refused(tiny, place, value, message):
+    study, key = place.split(".")
+    tiny["ablations"][study][key] = value
+    with pytest.raises(ConfigError, match=message):
+        complete(tiny)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_sparsities": {"h2o": [0.1]}}, "none for lambda"),
+        ({"train_sparsities": {"h2o": [0.1], "lambda": []}}, "lambda"),
+        ({"train_sparsities": {"h2o": [2.0], "lambda": [0.1]}}, r"2.0 is not in \(0, 1\)"),
+    ],
+)
+def test_every_policy_needs_train_sparsities(tiny, change, message):
+    tiny["grid"] |= change
+    with pytest.raises(ConfigError, match=message):
+        complete(tiny)
+
+
+def test_maps_need_heads_and_kernels_that_are_there(tiny):
+    for change, message in (
+        ({"sparsity": 0.2}, "no kernels are trained for lambda at 0.2"),
+        ({"heads": [[2, 0]]}, "has no layer 2"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            complete(tiny | {"maps": tiny["maps"] | change})
+
+
+# --- expectations ------------------------------------------------------------------------------
+
+
+def test_features_of_llama_2_7b_take_48_gib_a_layer():
+    config = load_config(EXPERIMENTS / "llama2_7b.yaml")
+    assert expectations.feature_bytes(config, "llama2-7b") == 48 * 2**30
+    assert expectations.bundles_at_once(config) == 2
+    assert expectations.peak_disk(config) == 192 * 2**30
+    unbound = config | {"dump": config["dump"] | {"disk_gib": None}}
+    assert expectations.peak_disk(unbound) == 32 * 48 * 2**30
+    (disk, model) = expectations.expectations(config)
+    assert "192.0 GiB on disk at once (at most 200 allowed)" in disk
+    assert "48.0 GiB of features a layer" in model
+
+
+def test_expectations_need_shapes(tiny):
+    assert len(expectations.expectations(tiny)) == 2
+    tiny["models"]["falcon-untrained"]["shape"] = None
+    assert expectations.expectations(tiny | {"dump": tiny["dump"] | {"disk_gib": None}}) == []
+    with pytest.raises(ConfigError, match=r"needs models\.falcon-untrained\.shape"):
+        complete(tiny)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"keep": True}, "keep: false"), ({"disk_gib": 1e-6}, "do not hold one bundle")],
+)
+def test_disk_bounds_that_cannot_be_kept_are_refused(tiny, change, message):
+    tiny["dump"] |= change
+    with pytest.raises(ConfigError, match=message):
+        complete(tiny)
+
+
+def test_operations_grow_with_what_is_asked_for():
+    config = load_config(EXPERIMENTS / "llama2_7b.yaml")
+    before = expectations.operations(config, "llama2-7b")
+    config["train"]["recipe"]["epochs"] *= 2
+    config["dump"]["layers_per_job"] *= 2
+    after = expectations.operations(config, "llama2-7b")
+    assert after["train"] == 2 * before["train"]
+    assert after["dump"] == before["dump"] / 2
