@@ -1,6 +1,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.container import BarContainer
 from test_tables import METHODS, METRICS, curves_frame, run_step, tidy_frame
@@ -45,6 +46,27 @@ def drawn(name, tidy=None, curves=None):
 def closed():
     yield
     plot.plt.close("all")
+
+
+@pytest.mark.parametrize("name", ["perplexity", "recovered_gap"])
+def test_tasks_may_leave_policies_and_sparsities_out(name):
+    """Their panels are missing; the others keep their numbers and the same places for them."""
+    part = tidy_frame()
+    part = part[(part["policy"] != "lambda") & (part["sparsity"] != 0.02)].assign(task="part")
+    figure = drawn(name, pd.concat([tidy_frame(), part], ignore_index=True))
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    assert titles == ["Λ-masking, t", "H2O, t", "H2O, part"]
+    assert [len(axis.get_xticks()) for axis in figure.axes if axis.get_visible()] == [3, 3, 3]
+    above = figure.axes[0]
+    assert all(label.get_visible() and label.get_text() for label in above.get_xticklabels())
+
+
+def test_a_gap_that_does_not_exist_is_not_drawn():
+    tidy = tidy_frame()
+    gaps = tidy[tidy["metric"] == "recovered_gap"]
+    undefined = gaps.assign(task="u", value=np.nan, low=np.nan, high=np.nan)
+    figure = drawn("recovered_gap", pd.concat([tidy, undefined], ignore_index=True))
+    assert {axis.get_title() for axis in figure.axes} == {"Λ-masking, t", "H2O, t"}
 
 
 def test_perplexity_lines_are_the_numbers():

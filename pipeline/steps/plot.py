@@ -76,8 +76,9 @@ def panels(rows: pd.DataFrame, by: str) -> tuple[Any, list[tuple[Any, pd.DataFra
     for i, down in enumerate(downs):
         for j, across in enumerate(acrosses):
             part = rows[(rows["down"] == down) & (rows["policy"] == across)]
-            if part.empty:  # tasks may leave policies out
+            if part.empty:  # tasks may leave policies out; the panel above then shows the numbers
                 axes[i, j].set_visible(False)
+                axes[i - 1, j].tick_params(labelbottom=True)
                 continue
             axes[i, j].set_title(f"{policy_title(across)}, {down}", fontsize=9)
             found.append((axes[i, j], part))
@@ -127,7 +128,7 @@ def perplexity_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
 
 def recovered_gap_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
     """Recovered gap by policy and sparsity."""
-    rows = tidy[tidy["metric"] == "recovered_gap"]
+    rows = tidy[(tidy["metric"] == "recovered_gap") & tidy["value"].notna()]
     figure, found = panels(rows, "task")
     cells = sorted(rows["sparsity"].unique())
     for axis, part in found:
