@@ -24,6 +24,7 @@ class PackedKernel:
     Attributes:
         w1: (A, D, R'), in the compute type.
         w2: (A, R, R'), float32. last: M transposed, (A, R, R), float32.
+        arrays: numpy's views of w2, as (A * R, R'), and last; None on another device than the CPU.
     """
 
     def __init__(self, kernel: LessKernel) -> None:
@@ -40,6 +41,9 @@ class PackedKernel:
             last = kernel.s1.abs()[..., None] * (unit + kernel.psi_w3 * kernel.s2[:, None])
             self.last = torch.cat([unit.expand(self.heads, -1, -1), last]).mT.contiguous()
             self.device = w1.device
+            self.arrays = None
+            if self.device.type == "cpu":
+                self.arrays = self.w2.flatten(0, 1).numpy(), self.last.numpy()
 
     def first_product(self, x: torch.Tensor, maps: slice = slice(None)) -> torch.Tensor:
         """x W1 of N vectors a map, (maps, N, D) to (maps, N, R'), in the compute type."""

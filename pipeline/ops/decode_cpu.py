@@ -169,12 +169,13 @@ def _features(hidden, w2, last, map, row, u, out):  # type: ignore[no-untyped-de
 def _correct(  # type: ignore[no-untyped-def]
     out, lse, hidden, w2, last, v, gone, H, z, first, budget, epsilon
 ):
-    """One token, in place: ``out`` (B, G, N, D) is corrected, then H and z take the pair in.
+    """One token, in place: ``out`` (B, H, 1, D) is corrected, then H and z take the pair in.
 
     ``hidden`` (H + G, B, R') holds the queries' maps, then the keys'.
     """
-    batch, groups, rep, size = out.shape
-    rank = z.shape[2]
+    batch, heads, _, size = out.shape
+    groups, rank = z.shape[1:]
+    rep = heads // groups
     shared = groups // gone.shape[1]
     for job in numba.prange(batch * groups):
         b, g = job // groups, job % groups
@@ -189,24 +190,25 @@ def _correct(  # type: ignore[no-untyped-def]
                 for r in range(rank):
                     low += feature[r] * z[b, g, r]
                 low = np.float32(np.log(low))
-                top = max(lse[b, g, n], low)
-                total = top + np.float32(np.log(np.exp(lse[b, g, n] - top) + np.exp(low - top)))
-                share = np.float32(np.exp(lse[b, g, n] - total))
+                sparse = lse[b, map, 0]
+                top = max(sparse, low)
+                total = top + np.float32(np.log(np.exp(sparse - top) + np.exp(low - top)))
+                share = np.float32(np.exp(sparse - total))
                 unit = np.float32(np.exp(-total))
                 for i in range(size):
-                    out[b, g, n, i] *= share
+                    out[b, map, 0, i] *= share
                 for r in range(rank):
                     w = feature[r] * unit
                     for i in range(size):
-                        out[b, g, n, i] += w * H[b, g, r, i]
-        if gone[b, g // shared] >= 0:
-            map = groups * rep + g
+                        out[b, map, 0, i] += w * H[b, g, r, i]
+        if gone[b, g // shared, 0] >= 0:
+            map = heads + g
             _features(hidden[map, b], w2, last, map, row, u, feature)
             for r in range(rank):
                 w = feature[r]
                 z[b, g, r] += w
                 for i in range(size):
-                    H[b, g, r, i] += w * _widen(v[b, g, i])
+                    H[b, g, r, i] += w * _widen(v[b, g, 0, i])
 
 
 def _array(x: torch.Tensor) -> np.ndarray:
@@ -247,15 +249,13 @@ def correct(
     position: torch.Tensor, budget: int,
 ) -> torch.Tensor:  # fmt: skip
     """See :func:`pipeline.ops.decode_reference.correct`; compiled for one token, in place."""
-    batch, groups, length, size = decoded.keys.shape
-    if length > 1 or isinstance(kernel, PlainKernel):
+    if q.shape[2] > 1 or isinstance(kernel, PlainKernel):
         return decode_reference.correct(decoded, q, kernel, state, position, budget)
+    assert kernel.arrays is not None
     hidden = kernel.first_product(decoded.rows)
     _correct(
-        decoded.out.view(batch, groups, -1, size).numpy(),
-        decoded.lse.view(batch, groups, -1).numpy(), _array(hidden),
-        kernel.w2.view(-1, hidden.shape[-1]).numpy(), kernel.last.numpy(),
-        _array(decoded.values.view(batch, groups, size)), decoded.positions[..., 0].numpy(),
-        state.H.numpy(), state.z.numpy(), position.numpy(), budget, EPSILON,
+        decoded.out.numpy(), decoded.lse.numpy(), _array(hidden), *kernel.arrays,
+        _array(decoded.values), decoded.positions.numpy(), state.H.numpy(), state.z.numpy(),
+        position.numpy(), budget, EPSILON,
     )  # fmt: skip
     return decoded.out
