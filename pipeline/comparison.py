@@ -119,12 +119,14 @@ PROTOCOLS = {
 
 def reasons(row: Mapping[str, Any], same: bool, changed: bool, config: Config) -> str:
     """Why ours is not the paper's number, as far as rules can tell."""
-    kind = config["tasks"].get(row["task"], {}).get("kind")
+    task = config["tasks"].get(row["task"], {})
+    kind, words = task.get("kind"), task.get("max_words")
     wanted = paper.documents(row["task"]) if isinstance(row["task"], str) else None
     said = [
         (not same, "other model: compare gaps"),
         (changed, "other settings"),
         (kind in PROTOCOLS, PROTOCOLS.get(kind, "")),
+        (words is not None, f"documents cut to {words} words"),
         (wanted is not None and row["n"] < (wanted or 0), f"{row['n']:g} of {wanted} documents"),
         (same and row["low"] <= row["value"] <= row["high"], "within the interval"),
     ]

@@ -25,7 +25,8 @@ CONFIG = {
              "methods": ["baseline", "baseline_plus", "less"],
              "train_sparsities": [0.05], "test_sparsities": [0.05]},
     "tasks": {"wikitext": {"kind": "perplexity"},
-              "xsum": {"kind": "summaries", "policies": ["h2o"], "sparsities": [0.05]}},
+              "xsum": {"kind": "summaries", "policies": ["h2o"], "sparsities": [0.05]},
+              "boolq": {"kind": "harness", "max_words": 90}},
 }  # fmt: skip
 LIKE_PAPER = {"full": 8.791, "baseline": 9.863, "baseline_plus": 9.842, "less": 9.657}
 
@@ -122,7 +123,7 @@ def test_differences_are_ours_less_the_papers_in_its_unit():
     assert three.loc["LESS (5 %)", "our gap"] == "0.50"
     assert three.loc["LESS (5 %)", "paper gap"] == "0.44"
     assert three.loc["Full cache", "why"] == (
-        "other settings, 5 of 3270 documents, within the interval"
+        "other settings, documents cut to 90 words, 5 of 3270 documents, within the interval"
     )
 
 
@@ -164,7 +165,7 @@ def test_what_is_missing_has_a_reason_and_nothing_is_forgotten():
     counted = unmeasured(found, CONFIG | {"grid": grid})
     assert counted["numbers"].sum() + found["ours"].notna().sum() == len(found)
     why = counted.set_index(["table", "task", "why"])["numbers"]
-    assert why["3", "boolq", "no task `boolq`"] == 4
+    assert why["3", "mutual", "no task `mutual`"] == 4
     assert why["2", "wikitext", "no 0.02 in `test_sparsities`"] == 6
     assert why["2", "wikitext", "no `performer` in `grid.methods`"] == 2
     assert why["5", "xsum", "`xsum` leaves it out"] == 12
