@@ -42,4 +42,5 @@ rule all:
         tables(),
         figures(),
         examples(),
+        comparison(),
         RESULTS / "report.html",

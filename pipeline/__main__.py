@@ -26,6 +26,7 @@ STEPS: dict[str, str] = {
     "tabulate": "gather all measurements into one tidy table",
     "tables": "write the tables from the tidy table",
     "plot": "draw the figures from the tidy table",
+    "compare": "set the numbers beside the paper's",
     "examples": "show summaries of the full cache, baseline+ and LESS side by side",
     "provenance": "record versions, hardware, hashes and seeds of a run",
     "generate": "generate text with a bounded cache",

@@ -1,22 +1,79 @@
-"""How policies and methods are written in tables and figures."""
+"""How policies, methods and metrics are written in tables and figures."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from pipeline.methods import FULL, METHODS
 from pipeline.policies import FAMILIES
+from pipeline.summaries import ROUGE
 
-SCORES: dict[str, str] = {
-    "acc": "Accuracy",
-    "acc_norm": "Accuracy, per character",
-    "acc_bytes": "Accuracy, per byte",
-    "exact_match": "Exact match",
-    "r@1": "R@1",
-    "r@2": "R@2",
-    "mrr": "MRR",
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric of the tidy table is shown.
+
+    Attributes:
+        title: as printed, with its unit.
+        digits: after the point.
+        scale: what a value is multiplied by to have the printed unit.
+        lower: whether lower is better.
+        gap: whether tables say what share of the baseline's loss a method wins back.
+    """
+
+    title: str
+    digits: int = 2
+    scale: float = 1.0
+    lower: bool = False
+    gap: bool = False
+
+
+STEP_PARTS = {
+    "decoding": "decoding",
+    "eviction": "eviction",
+    "kernels": "kernels",
+    "attention_synthesis": "attention synthesis",
+    "low_rank_cache_update": "low-rank cache update",
+    "total": "total",
 }
-"""Metrics of lm-evaluation-harness that are tabulated, and their titles."""
+"""Parts of a decode step (Table 8 of the paper) and how they are written."""
+
+SCORES: dict[str, Metric] = {
+    "acc": Metric("accuracy (%)", scale=100, gap=True),
+    "acc_norm": Metric("accuracy per character (%)", scale=100, gap=True),
+    "acc_bytes": Metric("accuracy per byte (%)", scale=100, gap=True),
+    "exact_match": Metric("exact match (%)", scale=100, gap=True),
+    "r@1": Metric("R@1 (%)", scale=100, gap=True),
+    "r@2": Metric("R@2 (%)", scale=100, gap=True),
+    "mrr": Metric("MRR (%)", scale=100, gap=True),
+}
+"""Metrics of lm-evaluation-harness that are tabulated."""
+
+METRICS: dict[str, Metric] = {
+    "budget": Metric("tokens", 0),
+    "token_perplexity": Metric("perplexity per token", lower=True),
+    "word_perplexity": Metric("word perplexity", lower=True, gap=True),
+    "recovered_gap": Metric("recovered gap", 3),
+    "nats_over_baseline_plus": Metric("nats per token over Baseline+", 4, lower=True),
+    "nats": Metric("nats per token", 4, lower=True),
+    **SCORES,
+    **{
+        f"{name}_over_baseline_plus": Metric(f"{metric.title} over Baseline+", scale=metric.scale)
+        for name, metric in SCORES.items()
+    },
+    **{name: Metric(title, gap=True) for name, title in ROUGE.items()},
+    "rougeL_over_baseline_plus": Metric("Rouge-L over Baseline+"),
+    "hellinger": Metric("Hellinger distance", 4, lower=True),
+    "latency_s": Metric("latency (s)", 1, lower=True),
+    "throughput": Metric("throughput (tokens/s)", 1),
+    "peak_memory_bytes": Metric("peak memory (GiB)", scale=2.0**-30, lower=True),
+    **{f"step_ms.{part}": Metric(f"{name} (ms)", lower=True) for part, name in STEP_PARTS.items()},
+}
+"""Metrics that tables show, in the order they show them."""
+
+PRIMARY = ("word_perplexity", "rougeL", *SCORES)
+"""What a task's recovered gap in the tidy table is the gap of: the first of these it measures."""
 
 
 def policy_title(name: str) -> str:

@@ -1,8 +1,12 @@
 """Drawn cases and plain truths that several test files share."""
 
+import re
+import shutil
+import subprocess
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -157,3 +161,28 @@ def dense_synthesis(q, k, v, times, kernel=None, epsilon=1e-6):
         weights = weights + low_rank * missed * (-top).exp()
         extra = epsilon * (-top).exp() * missed.any(-1, keepdim=True)
     return weights @ v.repeat_interleave(rep, 1) / (weights.sum(-1, keepdim=True) + extra)
+
+
+def browse(page, folder, part=""):
+    """(document, console errors, addresses the page asked for over a network).
+
+    ``part`` is what follows the # of its address.
+    """
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    log = folder / "net.json"
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}",
+         "--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom",
+         page.as_uri() + part],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE:" in line]
+    errors = [line for line in console if re.search("error|refused|failed", line, re.IGNORECASE)]
+    # Of all requests, those of the page; the browser has its own.
+    asked = [line for line in log.read_text().splitlines() if "site=file://" in line]
+    return done.stdout, errors, set(re.findall(r'"url":"((?:http|ws)[^"]*)"', "".join(asked)))

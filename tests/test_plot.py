@@ -3,41 +3,113 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.container import BarContainer
 from test_tables import METHODS, METRICS, curves_frame, run_step, tidy_frame
 
+from pipeline.attention_figures import Maps
 from pipeline.catalogue import FIGURES as CATALOGUE
+from pipeline.files import save_table
 from pipeline.steps import plot
+from pipeline.steps.tabulate import COLUMNS
+from pipeline.tensors import save_tensors
+
+HEADS = [(3, 1), (5, 0), (5, 2)]
+TOKENS = 12
+
+
+def attention():
+    """Attention maps of three heads: full, and under two policies with and without LESS."""
+    maps = {}
+    for layer, head in HEADS:
+        full = np.tril(np.ones((TOKENS, TOKENS))) + np.eye(TOKENS) * layer
+        full /= full.sum(1, keepdims=True)
+        maps[f"l{layer}.h{head}.full"] = full
+        for policy, window in (("h2o", 3), ("lambda", 2)):
+            sparse = np.triu(full, -window)
+            maps[f"l{layer}.h{head}.{policy}"] = sparse
+            maps[f"l{layer}.h{head}.{policy}+less"] = (full + sparse) / 2
+    return maps
+
+
+HEADER = {"heads": [list(pair) for pair in HEADS], "policies": ["h2o", "lambda"], "budget": 4,
+          "document": "d", "tokens": 4 * TOKENS}  # fmt: skip
+
+
+def spectrum():
+    rows = [
+        {"layer": 0, "head": head, "kind": kind, "index": index, "kept": 50,
+         "value": scale * (head + 1) * 2.0**-index}
+        for head in range(3) for index in range(6)
+        for kind, scale in (("full", 1), ("residual", 0.25), ("recovered", 0.1))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def study(name, settings, metrics, methods=METHODS):
+    """Rows of a study under H2O at 5 %, and the full cache's."""
+    rows = []
+    for setting in settings:
+        for place, (method, trained) in enumerate([("full", None), *methods]):
+            policy = None if method == "full" else "h2o"
+            for metric in metrics:
+                value = 10.0 * place + setting
+                rows.append({"model": "m_1", "task": "t", "policy": policy, "method": method,
+                             "sparsity": 0.05 if policy else None, "train_sparsity": trained,
+                             "setting": setting, "metric": metric, "value": value,
+                             "low": value - 1, "high": value + 1, "n": 5})  # fmt: skip
+    run = {"experiment": "e", "config": "c", "commit": "d", "seed": 0, "study": name}
+    return pd.DataFrame(rows).assign(budget=4, **run).reindex(columns=COLUMNS)
+
+
+def everything():
+    """A tidy table with all that figures show; the grid's R is 8."""
+    grid = tidy_frame()
+    grid.loc[grid["method"] == "baseline_plus", "budget"] += 4
+    kernels = study("kernel_size", [2, 16], ["word_perplexity"], METHODS[2:3])
+    kernels = kernels[kernels["method"] == "less"]
+    prompts = study("prompt_length", [256, 512], ["rouge1", "rougeL"])
+    return pd.concat([grid, kernels, prompts], ignore_index=True)
 
 
 def figures(out):
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
+def plotted(folder, tidy=None):
+    folder.mkdir()
+    tensors = {name: torch.tensor(values).half() for name, values in attention().items()}
+    save_tensors(folder / "m_1.safetensors", tensors, "attention maps", **HEADER)
+    save_table(folder / "m_1.spectrum.parquet", spectrum())
+    more = ["--maps", str(folder / "m_1.safetensors")]
+    more += ["--spectra", str(folder / "m_1.spectrum.parquet")]
+    tidy = everything() if tidy is None else tidy
+    return figures(run_step(plot, folder, tidy, curves_frame(), *more))
+
+
 def test_every_figure_of_the_catalogue_and_the_same_bytes_twice(tmp_path):
-    assert set(plot.FIGURES) == set(CATALOGUE)
-    found = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        found.append(figures(run_step(plot, tmp_path / name, tidy_frame(), curves_frame())))
-    names = {f"{name}.{suffix}" for name in CATALOGUE for suffix in ("svg", "png")}
-    assert set(found[0]) == names
-    assert found[0] == found[1]
-    for name, content in found[0].items():
+    assert list(plot.FIGURES) == list(CATALOGUE)
+    one, two = plotted(tmp_path / "one"), plotted(tmp_path / "two")
+    assert set(one) == {f"{name}.{suffix}" for name in CATALOGUE for suffix in ("svg", "png")}
+    assert one == two
+    for name, content in one.items():
         assert content.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
         assert len(content) > 5000, name
-    changed = tidy_frame()
+        assert b"Not measured" not in content, name
+    changed = everything()
     changed["value"] *= 1.5
-    (tmp_path / "three").mkdir()
-    other = figures(run_step(plot, tmp_path / "three", changed, curves_frame()))
-    assert all(other[f"{n}.svg"] != found[0][f"{n}.svg"] for n in CATALOGUE if n != "loss_curves")
+    other = plotted(tmp_path / "three", changed)
+    same = {name for name in CATALOGUE if other[f"{name}.svg"] == one[f"{name}.svg"]}
+    assert same == {"loss_curves", "figure1", "figure3", "figure9", "figure10", "figure11"}
 
 
-def drawn(name, tidy=None, curves=None):
-    draw = plot.FIGURES[name]
-    figure = draw(
-        tidy_frame() if tidy is None else tidy, curves_frame() if curves is None else curves
+def drawn(name, tidy=None, curves=None, **more):
+    measured = plot.Measured(
+        tidy_frame() if tidy is None else tidy,
+        curves_frame() if curves is None else curves,
+        **more,
     )
+    figure = plot.drawn(name, measured)
     figure.canvas.draw()  # what only fails when it is drawn
     return figure
 
@@ -99,7 +171,79 @@ def test_loss_curves_are_a_line_a_layer():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+def images(figure):
+    return [np.asarray(axis.get_images()[0].get_array()) for axis in figure.axes if axis.images]
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "heads"),
+    [("figure1", "h2o", HEADS[:1]), ("figure9", "h2o", HEADS[1:2]), ("figure10", "h2o", HEADS[2:]),
+     ("figure11", "lambda", HEADS)],
+)  # fmt: skip
+def test_attention_maps_side_by_side(name, policy, heads):
+    found = Maps("m_1", attention(), HEADER)
+    figure = drawn(name, maps=[found])
+    shown = images(figure)
+    assert len(shown) == 3 * len(heads)
+    for place, (layer, head) in enumerate(heads):
+        kinds = ("full", policy, f"{policy}+less")
+        for image, kind in zip(shown[3 * place : 3 * place + 3], kinds, strict=True):
+            np.testing.assert_allclose(image, found.maps[f"l{layer}.h{head}.{kind}"], atol=1e-4)
+        label = figure.axes[3 * place].get_ylabel()
+        assert f"layer {layer}, head {head}" in label
+    assert figure.axes[0].get_images()[0].get_extent() == [0, 48, 48, 0], "in tokens, not blocks"
+    future = figure.axes[0].get_images()[0].get_alpha()
+    assert (future == np.tril(np.ones_like(future))).all(), "the future is not drawn"
+
+
+def test_policies_without_maps_say_so():
+    found = Maps("m_1", attention(), HEADER | {"policies": ["h2o"]})
+    assert not images(drawn("figure11", maps=[found]))
+
+
+def test_spectrum_is_the_median_of_heads():
+    left, right = drawn("figure3", spectra=spectrum().assign(model="m_1")).axes
+    lines = {line.get_label(): line.get_ydata().tolist() for line in left.get_lines()}
+    full = [2 * 2.0**-index for index in range(6)]
+    assert lines["full attention output"] == pytest.approx(full)
+    assert lines["residual: full less top-50"] == pytest.approx([x / 4 for x in full])
+    (recovered,) = right.get_lines()
+    assert recovered.get_ydata().tolist() == pytest.approx([x / 10 for x in full])
+
+
+def test_prompt_lengths():
+    figure = drawn("figure8", everything())
+    assert [axis.get_ylabel() for axis in figure.axes] == ["Rouge-1", "Rouge-L"]
+    assert figure.axes[0].get_title() == "H2O, t, 5 %, Rouge-1"
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    assert next(iter(lines)) == "Full cache"
+    assert len(lines) == 1 + len(METHODS)
+    assert lines["Full cache"].get_xdata().tolist() == [256, 512]
+    assert lines["LESS (5 %)"].get_ydata().tolist() == [30 + 256, 30 + 512]
+
+
+def test_kernel_sizes_with_the_grids_own():
+    (axis,) = drawn("figure7", everything()).axes
+    lines = {line.get_label(): line for line in axis.get_lines()}
+    assert set(lines) == {"LESS (5 %)", "Baseline+"}
+    assert lines["LESS (5 %)"].get_xdata().tolist() == [2, 8, 16]
+    assert lines["LESS (5 %)"].get_ydata().tolist() == [12, 27, 26], "27 is the grid's"
+    assert set(lines["Baseline+"].get_ydata()) == {26}
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["2", "8", "16"]
+
+
+def test_panels_that_share_an_axis_hide_no_line():
+    tidy = tidy_frame()
+    tidy.loc[(tidy["metric"] == "hellinger") & (tidy["policy"] == "h2o"), "value"] = 0.9
+    for axis in drawn("figure6", tidy).axes:
+        assert axis.get_ylim()[0] == 0
+        assert axis.get_ylim()[1] > 0.9
+
+
+GRID = ("figure6", "perplexity", "recovered_gap", "loss_curves")
+
+
+@pytest.mark.parametrize("name", GRID)
 def test_each_model_has_panels_of_its_own(name):
     models = ("m1", "m2")
     figure = drawn(name, tidy_frame(models), curves_frame(models))
@@ -116,14 +260,19 @@ def test_each_model_has_panels_of_its_own(name):
     ("methods", "fidelity", "trained"),
     [([("baseline", None)], True, False), (METHODS[2:], False, True), (METHODS, False, False)],
 )
-def test_what_was_not_measured_says_so(tmp_path, methods, fidelity, trained):
+def test_what_was_not_measured_says_so(methods, fidelity, trained):
     tidy = tidy_frame(methods=methods, fidelity=fidelity)
     tidy = tidy[~tidy["metric"].isin(METRICS[2:])]
-    found = figures(run_step(plot, tmp_path, tidy, curves_frame() if trained else None))
-    assert set(found) == {f"{name}.{suffix}" for name in CATALOGUE for suffix in ("svg", "png")}
-    missing = {name.split(".")[0] for name, text in found.items() if b"not measured" in text}
-    expected = {"recovered_gap"} | (set() if fidelity else {"hellinger"})
+    curves = curves_frame() if trained else curves_frame().head(0)
+    said = {name: [text.get_text() for text in drawn(name, tidy, curves).texts]
+            for name in CATALOGUE}  # fmt: skip
+    missing = {name for name, texts in said.items() if any("Not measured" in x for x in texts)}
+    expected = {"recovered_gap"} | (set() if fidelity else {"figure6"})
+    expected |= {f"figure{number}" for number in (1, 3, 7, 8, 9, 10, 11)}
     assert missing == expected | (set() if trained else {"loss_curves"})
+    assert said["figure1"] == [
+        "Not measured in this experiment; its configuration would need maps."
+    ]
 
 
 def test_gaps_that_do_not_exist_are_left_out():
@@ -141,10 +290,7 @@ def test_values_outside_their_interval_are_drawn():
     drawn("recovered_gap", tidy)
 
 
-def test_svg_text_has_no_date():
-    import io
-
-    figure = drawn("hellinger")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata=plot._undated("svg"))
-    assert not re.search(rb"<dc:date>", buffer.getvalue())
+def test_files_have_no_date(tmp_path):
+    plot.save(drawn("figure6"), tmp_path, "figure6")
+    assert not re.search(rb"<dc:date>", (tmp_path / "figure6.svg").read_bytes())
+    assert b"Software" not in (tmp_path / "figure6.png").read_bytes()

@@ -10,7 +10,7 @@ from pipeline import sources
 from pipeline.__main__ import STEPS
 
 ROOT = Path(__file__).parent.parent
-LIGHT = ["train", "collect", "tabulate", "tables", "plot", "provenance"]
+LIGHT = ["train", "collect", "tabulate", "tables", "plot", "compare", "provenance"]
 
 
 @cache
@@ -40,7 +40,7 @@ def test_training_and_table_jobs_do_without_transformers(step):
         assert "pipeline.models" not in modules
 
 
-@pytest.mark.parametrize("step", ["tabulate", "tables", "plot", "provenance", "fetch"])
+@pytest.mark.parametrize("step", ["tabulate", "tables", "plot", "compare", "provenance", "fetch"])
 def test_steps_without_tensors_do_without_torch(step):
     assert "torch" not in loaded(f"import pipeline.steps.{step}")
 

@@ -242,8 +242,10 @@ def test_tidy_table_of_files(tmp_path):
     tabulate.add_arguments(parser)
     out = tmp_path / "tidy.parquet"
     words = ["--experiment", "e", "--config-hash", "h", "--seed", "3", "--bootstrap", "100"]
+    words += ["--labels", '{"model": ["m"], "task": ["t", "fidelity"], "policy": ["h2o"]}']
     tabulate.run(parser.parse_args(["--cells", *paths, *words, "--out", str(out)]))
     tidy = load_table(out)
+    assert tidy["commit"].nunique() == 1
     assert list(tidy.columns) == tabulate.COLUMNS
     assert set(tidy["study"]) == {"grid"}
     assert tidy["setting"].isna().all()
@@ -258,3 +260,47 @@ def test_tidy_table_of_files(tmp_path):
     assert set(layers["n"]) == {2}
     assert tidy["policy"].isna().sum() == 2, "token and word perplexity of the full cache"
     assert not tidy.duplicated(["policy", "method", "train_sparsity", "layer", "metric"]).any()
+
+
+# --- one run ---------------------------------------------------------------------------------
+
+
+def part(study="grid", setting=None, column="nll", **changed):
+    key = {"model": "m", "task": "t", "policy": "h2o", "sparsity": 0.1} | changed
+    table = pd.DataFrame({name: [value] for name, value in key.items()} | {column: [1.0]})
+    return tabulate.Part(study, setting, table)
+
+
+LABELS = {"model": ["m"], "task": ["t"], "policy": ["h2o"]}
+
+
+def test_cells_of_one_run_are_taken():
+    full = part(policy=None, sparsity=np.nan)
+    other = [part(column="hellinger"), part(sparsity=0.2), full]
+    studies = [part("kernel_size", 4), part("kernel_size", 16), part("scores", 1)]
+    tabulate.of_one_run([part(), *other, *studies], LABELS)
+    tabulate.of_one_run([part(model="anything")], {})
+
+
+@pytest.mark.parametrize("column", LABELS)
+def test_cells_of_another_run_are_refused(column):
+    with pytest.raises(DataError, match=f"another run: the experiment has no {column} 'other'"):
+        tabulate.of_one_run([part(), part(**{column: "other"})], LABELS)
+
+
+@pytest.mark.parametrize(
+    "cell", [part(), part(policy=None, sparsity=np.nan), part("kernel_size", 4)]
+)
+def test_a_cell_measured_twice_is_refused(cell):
+    with pytest.raises(DataError, match="given twice; give the files of one run only"):
+        tabulate.of_one_run([cell, cell], LABELS)
+
+
+def test_the_commit_of_a_run(monkeypatch):
+    from pipeline import revision
+
+    for commit, changed, short in (("a" * 40, False, "a" * 12), ("b" * 40, True, "b" * 12 + "+"),
+                                   (None, None, "unknown")):  # fmt: skip
+        monkeypatch.setattr(revision, "commit", lambda c=commit, d=changed: {
+            "commit": c, "changed": d})  # fmt: skip
+        assert revision.short_commit() == short

@@ -273,7 +273,7 @@ def test_from_cells_to_table_and_examples(folder):
     assert set(tidy["n"]) == {4}
     out = folder / "results"
     assert main(["tables", "--tidy", str(folder / "tidy.parquet"), "--out", str(out)]) == 0
-    table = pd.read_csv(out / "tables" / "summaries.csv")
+    table = pd.read_csv(out / "tables" / "table5.csv")
     assert list(table["method"]) == ["Full cache", "Baseline", "Baseline+", "+Performer"]
     assert main(["examples", "--cells", *cells, "--out", str(out / "examples.html")]) == 0
     assert (out / "examples.md").read_text().count("**Baseline+**") == 4

@@ -1,19 +1,18 @@
 import argparse
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from pipeline.catalogue import TABLES as CATALOGUE
+from pipeline.errors import DataError
 from pipeline.files import load_table, save_table
+from pipeline.labels import STEP_PARTS
 from pipeline.steps import tables
 from pipeline.steps.tabulate import COLUMNS
 
 METHODS = [("baseline", None), ("baseline_plus", None), ("less", 0.05), ("less", 0.1)]
 SPARSITIES = [0.1, 0.02, 0.05]
-METRICS = [
-    "token_perplexity", "word_perplexity", "recovered_gap", "nats_over_baseline_plus", "acc",
-]  # fmt: skip
+METRICS = ["token_perplexity", "word_perplexity", "recovered_gap", "nats_over_baseline_plus"]
 
 
 def tidy_frame(models=("m_1",), methods=METHODS, fidelity=True):
@@ -36,7 +35,8 @@ def tidy_frame(models=("m_1",), methods=METHODS, fidelity=True):
                         rows.append(key | {"task": "fidelity", "metric": "hellinger",
                                            "layer": layer, "value": value, "low": value,
                                            "high": value, "n": 2})  # fmt: skip
-    frame = pd.DataFrame(rows).assign(experiment="e", config="c", seed=0, budget=4)
+    run = {"experiment": "e", "config": "c", "commit": "d", "seed": 0, "study": "grid"}
+    frame = pd.DataFrame(rows).assign(budget=4, **run)
     return frame.reindex(columns=COLUMNS)
 
 
@@ -52,7 +52,7 @@ def curves_frame(models=("m_1",)):
     )  # fmt: skip
 
 
-def run_step(step, folder, tidy, curves):
+def run_step(step, folder, tidy, curves, *more):
     """The step as the command line runs it."""
     parser = argparse.ArgumentParser()
     step.add_arguments(parser)
@@ -61,19 +61,55 @@ def run_step(step, folder, tidy, curves):
     if curves is not None:
         save_table(folder / "curves.parquet", curves)
         words.append(str(folder / "curves.parquet"))
-    step.run(parser.parse_args(words))
+    step.run(parser.parse_args([*words, *more]))
     return folder / "out"
 
 
-def test_perplexity_table():
-    table = tables.perplexity_table(tidy_frame())
+def view(name, tidy=None, curves=None, models=None):
+    tidy = tidy_frame() if tidy is None else tidy
+    curves = curves_frame() if curves is None else curves
+    return tables.view(name, tables.Measured(tidy, curves, models or {}))
+
+
+def more(**columns):
+    """Rows of the tidy table: columns as lists, or one value for all."""
+    run = {"experiment": "e", "config": "c", "commit": "d", "seed": 0, "study": "grid",
+           "model": "m_1", "budget": 4}  # fmt: skip
+    frame = pd.DataFrame({**run, **columns}).reindex(columns=COLUMNS)
+    if "low" not in columns:
+        frame[["low", "high"]] = float("nan")
+    return frame
+
+
+SCORES = {"full": 0.8, "baseline": 0.6, "baseline_plus": 0.65, "less": 0.7}
+
+
+def scored(task, metric, values=SCORES, policy="lambda", sparsity=0.05, n=5):
+    """A row a method; the full cache has no policy."""
+    return pd.concat(
+        [
+            more(task=[task], metric=metric, value=value, low=value - 0.1, high=value + 0.1, n=n,
+                 method=method, policy=None if method == "full" else policy,
+                 sparsity=None if method == "full" else sparsity,
+                 train_sparsity=0.05 if method == "less" else None)
+            for method, value in values.items()
+        ],
+        ignore_index=True,
+    )  # fmt: skip
+
+
+# --- the whole grid --------------------------------------------------------------------------
+
+
+def test_a_table_of_the_whole_grid():
+    table = view("perplexity")
     assert list(table.columns) == [
-        "model", "task", "policy", "n", "method", "2 %", "5 %", "10 %"
+        "model", "task", "policy", "method", "2 %", "5 %", "10 %", "n"
     ], "sparsities in the order of numbers, not of text"  # fmt: skip
     labels = ["Full cache", "Baseline", "Baseline+", "LESS (5 %)", "LESS (10 %)"]
     assert list(table["method"]) == labels * 2
-    assert list(table["policy"]) == ["H2O"] * 5 + ["Λ-masking"] * 5
-    assert set(table["n"]) == {7}
+    assert list(table["policy"]) == ["Λ-masking"] * 5 + ["H2O"] * 5
+    assert set(table["n"]) == {"7"}
     assert (table.loc[table["method"] == "Full cache", "5 %"] == "10.00 [9.00, 11.00]").all()
     one = table[(table["policy"] == "H2O") & (table["method"] == "LESS (5 %)")].iloc[0]
     assert one["2 %"] == "24.00 [23.00, 25.00]"
@@ -83,36 +119,39 @@ def test_perplexity_table():
 def test_models_do_not_mix():
     tidy = tidy_frame(models=("a", "b"))
     tidy.loc[tidy["model"] == "b", "value"] += 1
-    table = tables.perplexity_table(tidy)
+    table = view("perplexity", tidy)
     assert len(table) == 20
     full = table[table["method"] == "Full cache"].set_index(["model", "policy"])["2 %"]
     assert full["a", "H2O"] == "10.00 [9.00, 11.00]"
     assert full["b", "H2O"] == "11.00 [9.00, 11.00]"
 
 
-@pytest.mark.parametrize("name", ["recovered_gap", "paired_difference", "scores"])
+@pytest.mark.parametrize("name", ["recovered_gap", "paired_difference"])
 def test_tables_without_the_full_cache(name):
-    table = tables.TABLES[name](tidy_frame())
+    table = view(name)
     assert "Full cache" not in set(table["method"])
     assert len(table) == 2 * len(METHODS)
 
 
-def test_scores_table():
-    """Hundredfold, a row for each metric; a task's metrics that others lack leave no holes."""
-    tidy = tidy_frame()
-    other = tidy[tidy["metric"] == "acc"].assign(task="u", metric="mrr")
-    gain = tidy[tidy["metric"] == "acc"].assign(metric="acc_over_baseline_plus")
-    table = tables.scores_table(pd.concat([tidy, other, gain]))
-    assert table.groupby("task")["metric"].agg(set).to_dict() == {
-        "t": {"Accuracy", "Accuracy over Baseline+"}, "u": {"MRR"},
+def test_scores_in_percent_with_the_measured_gap_of_the_first():
+    tidy = pd.concat([scored("mutual", name) for name in ("r@1", "mrr")], ignore_index=True)
+    key = {"task": ["mutual"], "policy": "lambda", "sparsity": 0.05, "method": "less",
+           "train_sparsity": 0.05, "n": 5}  # fmt: skip
+    gap = more(**key, metric="recovered_gap", value=0.5, low=0.25, high=0.75)
+    over = more(**key, metric="r@1_over_baseline_plus", value=0.05, low=0.01, high=0.09)
+    table = view("scores", pd.concat([tidy, gap, over], ignore_index=True))
+    less = table[table["method"] == "LESS (5 %)"].set_index("metric")
+    assert less["5 %"].to_dict() == {
+        "R@1 (%)": "70.00 [60.00, 80.00]", "MRR (%)": "70.00 [60.00, 80.00]",
+        "R@1 (%) over Baseline+": "5.00 [1.00, 9.00]",
     }  # fmt: skip
-    one = table[(table["metric"] == "MRR") & (table["policy"] == "H2O")].set_index("method")
-    assert one.loc["LESS (5 %)", "2 %"] == "2400.0 [2300.0, 2500.0]"
-    assert not table.isna().any().any()
+    assert less["5 % gap"].to_dict() == {
+        "R@1 (%)": "0.500 [0.250, 0.750]", "MRR (%)": "0.50", "R@1 (%) over Baseline+": ""
+    }  # fmt: skip
 
 
 def test_hellinger_table_is_over_layers():
-    table = tables.hellinger_table(tidy_frame())
+    table = view("hellinger")
     assert len(table) == 2 * len(SPARSITIES) * len(METHODS)
     assert (table["mean over layers"] == 0.15).all()
     assert (table["best"] == 0.1).all()
@@ -121,24 +160,135 @@ def test_hellinger_table_is_over_layers():
 
 def test_training_table():
     """Layer 0 ends at 1.2 of 2.0, layer 1 at 0.4 of 2.0."""
-    table = tables.training_table(curves_frame())
+    table = view("training")
     assert len(table) == 2
     for column, value in {"loss / sparse loss": 0.4, "best layer": 0.2, "worst layer": 0.6,
                           "layers": 2}.items():  # fmt: skip
-        assert np.allclose(table[column], value), column
+        assert table[column].tolist() == pytest.approx([value] * 2), column
+
+
+def test_what_a_study_measured_is_in_no_table_of_the_grid():
+    other = tidy_frame().assign(study="kernel_size", setting=4.0)
+    other["value"] += 100
+    both = pd.concat([tidy_frame(), other], ignore_index=True)
+    for name in tables.TABLES:
+        pd.testing.assert_frame_equal(view(name, both), view(name))
+
+
+# --- the paper's tables ----------------------------------------------------------------------
+
+LLAMA = {"m_1": {"context": 4096, "paper": "llama2_7b"}}
+
+
+def test_table1_is_budgets_beside_the_papers():
+    tidy = tidy_frame()
+    tidy["budget"] = (tidy["sparsity"].fillna(0) * 4096 // 2 * 2).astype(int)
+    tidy.loc[tidy["method"] == "baseline_plus", "budget"] += 4
+    (row,) = view("table1", tidy, models=LLAMA).to_dict("records")
+    assert row == {"model": "m_1", "context": 4096, "2 %": "80", "2 % paper": "80", "5 %": "204",
+                   "5 % paper": "204", "10 %": "408", "10 % paper": "408"}  # fmt: skip
+    assert "2 % paper" not in view("table1", tidy)
+
+
+def test_table2_has_value_interval_paper_gap_and_n():
+    tidy = tidy_frame()
+    tidy["task"] = tidy["task"].replace("t", "wikitext")
+    table = view("table2", tidy, models=LLAMA)
+    assert set(table["policy"]) == {"H2O"}
+    row = table[table["method"] == "LESS (5 %)"].iloc[0]
+    assert row["2 %"] == "24.00 [23.00, 25.00]"
+    assert row["2 % paper"] == "11.321"
+    assert row["2 % gap"] == "24.000 [23.000, 25.000]", "the tidy table's, with its interval"
+    assert row["n"] == "7"
+    full = table[table["method"] == "Full cache"].iloc[0]
+    assert (full["5 % paper"], full["5 % gap"]) == ("8.791", "")
+    assert "2 % paper" not in view("table2", tidy)
+
+
+def test_table3_is_lambda_at_5_percent_by_task():
+    tidy = pd.concat(
+        [tidy_frame(), scored("mutual", "r@1"), scored("boolq", "acc", n=9)], ignore_index=True
+    )
+    table = view("table3", tidy, models=LLAMA).set_index("method")
+    assert set(table["sparsity"]) == {"5 %"}
+    assert table.loc["LESS (5 %)", "mutual, R@1 (%)"] == "70.00 [60.00, 80.00]"
+    assert table.loc["LESS (5 %)", "boolq, accuracy (%) paper"] == "78.65"
+    # (0.7 - 0.6) / (0.8 - 0.6)
+    assert table.loc["LESS (5 %)", "mutual, R@1 (%) gap"] == "0.50"
+    assert table.loc["Baseline", "mutual, R@1 (%) gap"] == ""
+    assert table.loc["Baseline+", "n"] == "7 / 5 / 9"
+
+
+def test_there_is_no_gap_where_the_baseline_loses_nothing():
+    table = view("table3", scored("boolq", "acc", SCORES | {"full": 0.6}))
+    assert "boolq, accuracy (%) gap" not in table
+
+
+ROUGES = {"full": 30.0, "baseline": 20.0, "baseline_plus": 21.0, "less": 25.0}
+
+
+def summaries(task, sparsity):
+    return pd.concat(
+        [scored(task, name, ROUGES, "h2o", sparsity) for name in ("rouge1", "rouge2", "rougeL")]
+    )
+
+
+@pytest.mark.parametrize(("paper", "sparsity"), [("falcon_7b", "10 %"), ("llama2_13b", "5 %"),
+                                                 (None, "5 %")])  # fmt: skip
+def test_table4_is_at_the_papers_sparsity_and_table5_at_all(paper, sparsity):
+    tidy = pd.concat([summaries(t, s) for t in ("xsum", "news") for s in (0.05, 0.1)],
+                     ignore_index=True).drop_duplicates()  # fmt: skip
+    models = {"m_1": {"context": 4096, "paper": paper}}
+    four, five = view("table4", tidy, models=models), view("table5", tidy, models=models)
+    assert (set(four["task"]), set(four["sparsity"])) == ({"xsum"}, {sparsity})
+    assert (set(five["task"]), set(five["sparsity"])) == ({"xsum", "news"}, {"5 %", "10 %"})
+    less = four[four["method"] == "LESS (5 %)"].iloc[0]
+    assert (less["Rouge-1"], less["Rouge-1 gap"]) == ("25.00 [24.90, 25.10]", "0.50")
+    printed = {"falcon_7b": "8.17", "llama2_13b": "13.02"}
+    assert less.get("Rouge-2 paper") == printed.get(paper)
+
+
+def test_table6_and_table8_of_made_up_latencies():
+    methods = {"full": 120.0, "baseline_plus": 80.0, "less": 90.0}
+    rows = [scored("2048+2048x24", "latency_s", methods, "h2o")]
+    rows.append(scored("2048+2048x24", "peak_memory_bytes", {"less": 3.0 * 2**30}, "h2o"))
+    rows += [scored("2048+2048x24", f"step_ms.{part}", methods, "h2o") for part in STEP_PARTS]
+    tidy = pd.concat(rows, ignore_index=True)
+    six = view("table6", tidy, models=LLAMA).set_index("method")
+    assert six.loc["LESS (5 %)", "latency (s)"] == "90.0 [89.9, 90.1]"
+    assert six.loc["LESS (5 %)", "latency (s) paper"] == "95.1"
+    assert six.loc["LESS (5 %)", "peak memory (GiB)"] == "3.00 [3.00, 3.00]"
+    assert six.loc["Full cache", "latency (s) paper"] == "116.7"
+    assert not [column for column in six if "gap" in column]
+    eight = view("table8", tidy, models=LLAMA).set_index("method")
+    assert eight.loc["LESS (5 %)", "kernels (ms) paper"] == "0.87"
+    assert eight.loc["Full cache", "total (ms) paper"] == "50.71"
+    parts = [column for column in eight if column.endswith("(ms)")]
+    assert [part.removesuffix(" (ms)") for part in parts] == list(STEP_PARTS.values())
+
+
+def test_table7_has_a_column_a_policy():
+    table = view("table7")
+    assert list(table.columns) == [
+        "model", "task", "sparsity", "method", "Λ-masking", "Λ-masking gap", "H2O", "H2O gap", "n"
+    ]  # fmt: skip
+    assert list(table["method"])[:2] == ["Full cache", "Baseline"]
+
+
+# --- files -----------------------------------------------------------------------------------
 
 
 def test_every_table_of_the_catalogue_in_every_format(tmp_path):
-    assert {*tables.TABLES, "training"} == set(CATALOGUE)
+    assert list(tables.TABLES) == list(CATALOGUE)
     tidy = tidy_frame()
     out = run_step(tables, tmp_path, tidy, curves_frame())
     for name in CATALOGUE:
-        for suffix in ("md", "csv", "tex"):
-            assert (out / "tables" / f"{name}.{suffix}").stat().st_size > 50
+        for suffix in ("md", "csv", "tex", "html"):
+            assert (out / "tables" / f"{name}.{suffix}").stat().st_size > 20
     pd.testing.assert_frame_equal(load_table(out / "results.parquet"), tidy, check_dtype=False)
     pd.testing.assert_frame_equal(pd.read_csv(out / "results.csv"), tidy, check_dtype=False)
-    csv = pd.read_csv(out / "tables" / "perplexity.csv")
-    pd.testing.assert_frame_equal(csv, tables.perplexity_table(tidy), check_dtype=False)
+    csv = pd.read_csv(out / "tables" / "perplexity.csv", dtype=str)
+    pd.testing.assert_frame_equal(csv, view("perplexity", tidy), check_dtype=False)
     lines = (out / "tables" / "perplexity.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2 + len(csv)
     assert all(line.startswith("|") and line.endswith("|") for line in lines)
@@ -151,14 +301,35 @@ def test_every_table_of_the_catalogue_in_every_format(tmp_path):
     ("methods", "fidelity", "trained"),
     [([("baseline", None)], True, False), (METHODS[2:], False, True), (METHODS, False, False)],
 )
-def test_what_was_not_measured_is_an_empty_table(tmp_path, methods, fidelity, trained):
+def test_what_was_not_measured_says_so_in_one_line(tmp_path, methods, fidelity, trained):
     tidy = tidy_frame(methods=methods, fidelity=fidelity)
     tidy = tidy[~tidy["metric"].isin(METRICS[2:])]
     out = run_step(tables, tmp_path, tidy, curves_frame() if trained else None)
-    for name in CATALOGUE:
-        csv = pd.read_csv(out / "tables" / f"{name}.csv")
-        empty = {"recovered_gap", "paired_difference", "summaries", "scores"}
-        empty |= set() if fidelity else {"hellinger"}
-        empty |= set() if trained else {"training"}
-        assert csv.empty == (name in empty), name
-        assert len(csv.columns) >= 4
+    expected = {f"table{number}" for number in (4, 5, 6, 8)}
+    expected |= {"recovered_gap", "paired_difference", "scores"}
+    expected |= set() if fidelity else {"hellinger"}
+    expected |= set() if trained else {"training"}
+    found = {
+        path.stem: path.read_text(encoding="utf-8") for path in (out / "tables").glob("*.md")
+        if "Not measured" in path.read_text(encoding="utf-8")
+    }  # fmt: skip
+    assert set(found) == expected
+    for name, text in found.items():
+        assert text == f"{CATALOGUE[name].missing}\n"
+        assert CATALOGUE[name].needs in text
+        assert list(pd.read_csv(out / "tables" / f"{name}.csv")["not measured"]) == [text.strip()]
+
+
+def test_an_experiment_of_the_full_cache_alone():
+    tidy = tidy_frame(methods=[])
+    for name in set(tables.TABLES) - {"training"}:
+        assert tables.MISSING in view(name, tidy.query("method == 'full'")), name
+
+
+@pytest.mark.parametrize("column", ["experiment", "config", "commit"])
+def test_rows_of_two_runs_are_refused(tmp_path, column):
+    tidy = tidy_frame()
+    tidy.loc[tidy.index[-1], column] = "other"
+    with pytest.raises(DataError, match=r"tidy\.parquet mixes runs .*other.* run `tabulate` again"):
+        run_step(tables, tmp_path, tidy, curves_frame())
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,6 @@
 """The smoke experiment through Snakemake: made once, looked at, changed, and killed."""
 
+import base64
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from helpers import randn
+from helpers import browse, randn
 
 from pipeline.catalogue import FIGURES, TABLES
 from pipeline.layout import layer_file
@@ -99,13 +100,14 @@ def copied(finished, tmp_path):
 
 def test_every_output_is_there(finished):
     results = finished / "results" / "smoke"
-    expected = {f"tables/{name}.{form}" for name in TABLES for form in ("md", "csv", "tex")}
+    expected = {f"tables/{name}.{form}" for name in TABLES for form in ("md", "csv", "tex", "html")}
     expected |= {f"figures/{name}.{form}" for name in FIGURES for form in ("svg", "png")}
-    expected |= {"results.csv", "results.parquet", "provenance.json", "config.json", "report.html"}
-    expected |= {"examples.html", "examples.md"}
+    expected |= {"results.csv", "results.parquet", "config.json", "report.html"}
+    expected |= {"provenance.html", "provenance.json"}
+    expected |= {"examples.html", "examples.md", "paper_vs_ours.html", "paper_vs_ours.md"}
     found = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
     assert found == expected
-    assert all((results / name).stat().st_size > 50 for name in found)
+    assert all((results / name).stat().st_size > 20 for name in found)
     leftovers = [p for p in finished.rglob("*.partial*")]
     assert not leftovers
     assert not (
@@ -118,8 +120,9 @@ def test_every_output_is_there(finished):
 def test_tidy_table(finished):
     tidy = pd.read_parquet(finished / "results" / "smoke" / "results.parquet")
     assert list(tidy.columns) == [
-        "experiment", "config", "study", "setting", "model", "task", "policy", "sparsity", "budget",
-        "method", "train_sparsity", "layer", "metric", "value", "low", "high", "n", "seed",
+        "experiment", "config", "commit", "study", "setting", "model", "task", "policy",
+        "sparsity", "budget", "method", "train_sparsity", "layer", "metric", "value", "low", "high",
+        "n", "seed",
     ]  # fmt: skip
     assert set(tidy["study"]) == {"grid"}
     assert set(tidy["experiment"]) == {"smoke"}
@@ -178,7 +181,7 @@ def test_logs_and_benchmarks_of_every_job(finished):
             "evaluate/tiny/text/h2o-0.1", "fidelity/tiny/h2o-0.1", "prompts/tiny/notes",
             "summaries/tiny/notes/full", "summaries/tiny/notes/h2o-0.1", "examples", "tabulate",
             "harness/tiny/questions/full", "harness/tiny/questions/h2o-0.1",
-            "tables", "plot", "provenance",
+            "tables", "plot", "compare", "provenance",
         } <= found  # fmt: skip
 
 
@@ -193,7 +196,7 @@ def test_completed_config_is_the_same_experiment(finished):
 
 # --- what a change reruns --------------------------------------------------------------------
 
-SHOWN = {"tabulate": 1, "tables": 1, "plot": 1, "provenance": 1, "page": 1}
+SHOWN = {"tabulate": 1, "tables": 1, "plot": 1, "compare": 1, "provenance": 1, "page": 1}
 WRITTEN = {"summaries": 1, "examples": 1} | SHOWN
 MEASURED = {"evaluate": 2, "fidelity": 2, "harness": 1} | WRITTEN
 TRAINED = {"train": 4, "collect": 2} | MEASURED
@@ -230,6 +233,7 @@ FULL_TASK = {"harness_full": 1}
         ("models.tiny.weights.random.hidden_size", 48,
          {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT | FULL_TASK),
         ("fidelity", None, SHOWN),
+        ("models.tiny.paper", "llama2_7b", SHOWN),
     ],
     ids=lambda value: value if isinstance(value, str) and "." in value else None,
 )  # fmt: skip
@@ -265,7 +269,7 @@ CHANGES = {
 def change(folder, name, kind):
     path = folder / "pipeline" / name
     before = path.read_text()
-    path.write_text(CHANGES[kind](before))
+    path.write_text(CHANGES[kind](before) if path.suffix == ".py" else before + "\n# More.\n")
     assert path.read_text() != before
 
 
@@ -273,6 +277,9 @@ def change(folder, name, kind):
     ("name", "expected"),
     [
         ("steps/plot.py", {"plot": 1, "page": 1}),
+        ("steps/compare.py", {"compare": 1, "page": 1}),
+        ("paper.py", {"tables": 1, "compare": 1, "plot": 1, "provenance": 1, "page": 1}),
+        ("resources/paper.yaml", {"tables": 1, "compare": 1, "provenance": 1, "page": 1}),
         ("steps/tables.py", {"tables": 1, "provenance": 1, "page": 1}),
         ("statistics.py", SHOWN),
         ("steps/provenance.py", {"provenance": 1, "page": 1}),
@@ -475,38 +482,23 @@ def test_lint():
 # --- the report ------------------------------------------------------------------------------
 
 
-def browse(page, folder):
-    """(document, console errors, addresses the page asked for over a network)."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here")
-    log = folder / "net.json"
-    done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}",
-         "--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    console = [line for line in done.stderr.splitlines() if ":CONSOLE:" in line]
-    errors = [line for line in console if re.search("error|refused|failed", line, re.IGNORECASE)]
-    # Of all requests, those of the page; the browser has its own.
-    asked = [line for line in log.read_text().splitlines() if "site=file://" in line]
-    return done.stdout, errors, set(re.findall(r'"url":"((?:http|ws)[^"]*)"', "".join(asked)))
-
-
 def test_report_opens_without_network_or_errors(finished, tmp_path):
     document, errors, asked = browse(finished / "results" / "smoke" / "report.html", tmp_path)
-    for text in ("Tables", "Figures", "Provenance"):
-        assert text in document
+    for entry in (*TABLES.values(), *FIGURES.values()):
+        assert entry.section in document
     assert not errors
     assert not asked
 
 
-def test_a_page_with_errors_would_be_seen(tmp_path):
-    page = tmp_path / "page.html"
-    page.write_text("<img src='http://example.invalid/x.png'><script>missing()</script>")
-    _, errors, asked = browse(page, tmp_path)
-    assert errors
-    assert asked == {"http://example.invalid/x.png"}
+def test_report_holds_every_table_and_figure_under_the_papers_sections(finished):
+    results = finished / "results" / "smoke"
+    report = (results / "report.html").read_text(encoding="utf-8")
+    shown = {f"tables/{name}.html": entry for name, entry in TABLES.items()}
+    shown |= {f"figures/{name}.svg": entry for name, entry in FIGURES.items()}
+    for path, entry in shown.items():
+        content = base64.b64encode((results / path).read_bytes()).decode()
+        assert f"base64,{content}" in report, f"{path} is not in the report"
+        assert json.dumps(entry.section) in report
+        assert json.dumps(entry.title) in report
+    for path in ("examples.html", "paper_vs_ours.html", "provenance.html"):
+        assert base64.b64encode((results / path).read_bytes()).decode() in report, path

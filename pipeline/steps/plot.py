@@ -3,115 +3,71 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.colors import Normalize
 
+from pipeline.attention_figures import Maps, draw_maps, draw_spectrum, load_maps
+from pipeline.catalogue import FIGURES as CATALOGUE
 from pipeline.curves import load_curves
-from pipeline.files import load_table, whole
-from pipeline.labels import label_of, policy_title
+from pipeline.drawing import COLOURS, STYLE, draw_lines, legend, nothing, panels, save, series
+from pipeline.files import load_table
+from pipeline.labels import METRICS, PRIMARY
+from pipeline.summaries import ROUGE
+from pipeline.views import BLOCK, load_tidy, of_grid, title, with_full
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-# Colours that stay apart for colour-blind readers (Okabe and Ito).
-COLOURS = {
-    "full": "#000000",
-    "baseline": "#999999",
-    "baseline_plus": "#E69F00",
-    "performer": "#CC79A7",
-    "less": "#0072B2",
-}
-LESS_SHADES = ("#0072B2", "#56B4E9", "#009E73", "#004D73")  # one for each train sparsity
-STYLE: dict[Any, Any] = {
-    "figure.dpi": 100,
-    "savefig.dpi": 200,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "lines.markersize": 3.5,
-    "lines.linewidth": 1.4,
-    "svg.hashsalt": "less",  # the same figure gives the same file
-}
+SPECTRUM = ["layer", "head", "kind", "index", "value", "kept", "model"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``less plot``."""
     parser.add_argument("--tidy", type=Path, required=True)
     parser.add_argument("--curves", type=Path, nargs="*", default=[], help="loss curves")
+    parser.add_argument("--maps", type=Path, nargs="*", default=[], help="attention maps, a model")
+    parser.add_argument("--spectra", type=Path, nargs="*", default=[], help="spectra, a model")
     parser.add_argument("--out", type=Path, required=True, help="folder of figures")
 
 
-def series(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """(label, colour, rows) for each method and train sparsity."""
-    shades = iter(LESS_SHADES * 3)
-    for (method, sparsity), found in rows.groupby(
-        ["method", "train_sparsity"], dropna=False, sort=False
-    ):
-        colour = COLOURS[method] if method != "less" else next(shades)
-        yield label_of(method, sparsity), colour, found.sort_values("sparsity")
+@dataclass(frozen=True)
+class Measured:
+    """What figures are views of.
+
+    Attributes:
+        tidy: the tidy table.
+        curves: loss curves of the trainings.
+        maps: attention maps of each model.
+        spectra: singular values of single heads' outputs, of all models.
+    """
+
+    tidy: pd.DataFrame
+    curves: pd.DataFrame
+    maps: Sequence[Maps] = ()
+    spectra: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=SPECTRUM))
 
 
-def panels(rows: pd.DataFrame, by: str) -> tuple[Any, list[tuple[Any, pd.DataFrame]]]:
-    """A figure with a row of panels for each value of ``by`` (and model) and a column a policy."""
-    if rows.empty:
-        figure = plt.figure(figsize=(4, 1))
-        figure.text(0.5, 0.5, "not measured in this experiment", ha="center", va="center")
-        return figure, []
-    down = rows[by] if rows["model"].nunique() == 1 else rows[by] + ", " + rows["model"]
-    rows = rows.assign(down=down)
-    downs, acrosses = (list(dict.fromkeys(rows[column])) for column in ("down", "policy"))
-    figure, axes = plt.subplots(
-        len(downs), len(acrosses), squeeze=False, sharex=True, sharey="row",
-        figsize=(3.1 * len(acrosses) + 1.2, 2.5 * len(downs) + 0.6), layout="constrained",
-    )  # fmt: skip
-    found = []
-    for i, down in enumerate(downs):
-        for j, across in enumerate(acrosses):
-            part = rows[(rows["down"] == down) & (rows["policy"] == across)]
-            if part.empty:  # tasks may leave policies out; the panel above then shows the numbers
-                axes[i, j].set_visible(False)
-                axes[i - 1, j].tick_params(labelbottom=True)
-                continue
-            axes[i, j].set_title(f"{policy_title(across)}, {down}", fontsize=9)
-            found.append((axes[i, j], part))
-    return figure, found
+def load_spectra(paths: Sequence[Path]) -> pd.DataFrame:
+    """The spectra of every file; a file's name begins with its model's."""
+    found = [load_table(path).assign(model=path.name.split(".spectrum")[0]) for path in paths]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=SPECTRUM)
 
 
-def legend(figure: Any) -> None:
-    """One legend under all panels."""
-    found: dict[str, Any] = {}
-    for axis in figure.axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    if found:
-        figure.legend(
-            found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 6)
-        )
-
-
-def draw_lines(axis: Any, x: Any, rows: pd.DataFrame, label: str, colour: str) -> None:
-    """Values with their intervals as a band."""
-    axis.plot(x, rows["value"], "o-", color=colour, label=label)
-    axis.fill_between(x, rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
-
-
-def perplexity_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
+def perplexity(measured: Measured) -> Any:
     """Perplexity against sparsity.
 
     Without intervals: documents differ far more than methods do, and methods are compared on the
     same documents, in the table of paired differences.
     """
-    rows = tidy[tidy["metric"] == "token_perplexity"]
+    rows = of_grid(measured.tidy, "token_perplexity")
     full = rows[rows["policy"].isna()].set_index(["model", "task"])["value"]
-    figure, found = panels(rows[rows["policy"].notna()], "task")
+    rows = rows[rows["policy"].notna()]
+    if rows.empty:
+        return None
+    figure, found = panels(rows, "task")
     for axis, part in found:
         for label, colour, lines in series(part):
             axis.plot(100 * lines["sparsity"], lines["value"], "o-", color=colour, label=label)
@@ -126,9 +82,12 @@ def perplexity_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
     return figure
 
 
-def recovered_gap_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
+def recovered_gap(measured: Measured) -> Any:
     """Recovered gap by policy and sparsity."""
-    rows = tidy[(tidy["metric"] == "recovered_gap") & tidy["value"].notna()]
+    rows = of_grid(measured.tidy, "recovered_gap")
+    rows = rows[rows["value"].notna()]
+    if rows.empty:
+        return None
     figure, found = panels(rows, "task")
     cells = sorted(rows["sparsity"].unique())
     for axis, part in found:
@@ -150,29 +109,91 @@ def recovered_gap_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
     return figure
 
 
-def hellinger_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
+def hellinger(measured: Measured) -> Any:
     """Hellinger distance by layer."""
-    rows = tidy[tidy["metric"] == "hellinger"].copy()
+    rows = of_grid(measured.tidy, "hellinger")
+    if rows.empty:
+        return None
     rows["cell"] = [f"{100 * s:g} %" for s in rows["sparsity"]]
     figure, found = panels(rows, "cell")
     for axis, part in found:
-        for label, colour, lines in series(part):
-            lines = lines.sort_values("layer")
+        for label, colour, lines in series(part, "layer"):
             draw_lines(axis, lines["layer"], lines, label, colour)
         axis.set_xlabel("layer")
         axis.set_ylabel("Hellinger distance")
+    for axis, _ in found:  # only now: a limit set earlier would hold for the panels that share it
         axis.set_ylim(bottom=0)
     legend(figure)
     return figure
 
 
-def loss_curves_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
+def kernel_size(measured: Measured) -> Any:
+    """Score against kernel size R at equal memory, and Baseline+, whose memory is the same.
+
+    The grid's own R is the grid's cell: Baseline+ has R/2 tokens more. Without intervals, as for
+    perplexity: documents differ far more than sizes do.
+    """
+    tidy = measured.tidy
+    rows = tidy[(tidy["study"] == "kernel_size") & tidy["metric"].isin(PRIMARY)]
+    if rows.empty:
+        return None
+    rows = rows[rows["metric"] == min(rows["metric"], key=PRIMARY.index)]
+    keys = [*BLOCK, "metric"]
+    grid = of_grid(tidy, *PRIMARY).merge(rows[keys].drop_duplicates(), on=keys)
+    plus = grid[grid["method"] == "baseline_plus"].set_index(keys)
+    own = grid[(grid["method"] == "less") & (grid["train_sparsity"] == grid["sparsity"])]
+    if len(own) and len(plus):
+        more = own.join(plus["budget"].rename("plus"), on=keys)["plus"] - own["budget"]
+        rows = pd.concat([rows, own.assign(setting=2.0 * more)], ignore_index=True)
+    rows = rows.drop_duplicates([*keys, "method", "train_sparsity", "setting"])
+    rows["cell"] = rows["task"] + ", " + title(rows["sparsity"])
+    figure, found = panels(rows, "cell")
+    for axis, part in found:
+        for label, colour, lines in series(part, "setting"):
+            axis.plot(lines["setting"], lines["value"], "o-", color=colour, label=label)
+        key = tuple(part[keys].iloc[0])
+        if key in plus.index:
+            style: dict[str, Any] = {"color": COLOURS["baseline_plus"], "linestyle": "--"}
+            axis.axhline(plus.loc[key, "value"], label="Baseline+", **style)
+        settings_axis(axis, part, "kernel size R")
+    legend(figure)
+    return figure
+
+
+def prompt_length(measured: Measured) -> Any:
+    """ROUGE against the length of the prompt, a row of panels for each kind."""
+    tidy = measured.tidy
+    rows = with_full(tidy[(tidy["study"] == "prompt_length") & tidy["metric"].isin(ROUGE)])
+    if rows.empty:
+        return None
+    rows["cell"] = rows["task"] + ", " + title(rows["sparsity"]) + ", " + title(rows["metric"])
+    figure, found = panels(rows, "cell")
+    for axis, part in found:
+        for label, colour, lines in series(part, "setting"):
+            draw_lines(axis, lines["setting"], lines, label, colour)
+        settings_axis(axis, part, "tokens of the prompt")
+    legend(figure)
+    return figure
+
+
+def settings_axis(axis: Any, part: pd.DataFrame, label: str) -> None:
+    """Settings as ticks on a logarithmic axis, the metric beside it."""
+    settings = sorted(part["setting"].unique())
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(settings, [f"{setting:g}" for setting in settings])
+    axis.minorticks_off()
+    axis.set_xlabel(label)
+    axis.set_ylabel(METRICS[part["metric"].iloc[0]].title)
+
+
+def loss_curves(measured: Measured) -> Any:
     """Validation loss against epochs, a line a layer, as a share of the sparse policy's loss."""
+    curves = measured.curves
+    if curves.empty:
+        return None
     rows = curves.assign(share=curves["validation_loss"] / curves["sparse_loss"])
     rows["cell"] = [f"trained at {100 * s:g} %" for s in rows["train_sparsity"]]
     figure, found = panels(rows, "cell")
-    if not found:
-        return figure
     scale = Normalize(rows["layer"].min(), max(rows["layer"].max(), 1))
     colours = plt.get_cmap("viridis")
     for axis, part in found:
@@ -186,28 +207,40 @@ def loss_curves_figure(tidy: pd.DataFrame, curves: pd.DataFrame) -> Any:
     return figure
 
 
-FIGURES: dict[str, Callable[[pd.DataFrame, pd.DataFrame], Any]] = {
-    "perplexity": perplexity_figure,
-    "recovered_gap": recovered_gap_figure,
-    "hellinger": hellinger_figure,
-    "loss_curves": loss_curves_figure,
+def maps(policy: str, places: slice) -> Callable[[Measured], Any]:
+    """A figure of attention maps of some heads under a policy."""
+    return lambda measured: draw_maps(measured.maps, policy, places)
+
+
+FIGURES: dict[str, Callable[[Measured], Any]] = {
+    "figure1": maps("h2o", slice(0, 1)),
+    "figure3": lambda measured: draw_spectrum(measured.spectra),
+    "figure6": hellinger,
+    "figure7": kernel_size,
+    "figure8": prompt_length,
+    "figure9": maps("h2o", slice(1, 2)),
+    "figure10": maps("h2o", slice(2, None)),
+    "figure11": maps("lambda", slice(None)),
+    "perplexity": perplexity,
+    "recovered_gap": recovered_gap,
+    "loss_curves": loss_curves,
 }
-"""Name of a figure's files to the view of the tidy table (and loss curves) it shows."""
+"""Name of a figure's files to the view it shows; None where nothing was measured for it."""
+
+
+def drawn(name: str, measured: Measured) -> Any:
+    """A figure, or one that says what would measure it."""
+    return FIGURES[name](measured) or nothing(CATALOGUE[name].missing)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write every figure that the measurements allow, as SVG and PNG."""
-    tidy = load_table(args.tidy)
-    curves = load_curves(args.curves)
+    """Write every figure, as SVG and PNG."""
+    measured = Measured(
+        load_tidy(args.tidy),
+        load_curves(args.curves),
+        load_maps(args.maps),
+        load_spectra(args.spectra),
+    )
     with plt.rc_context(STYLE):
-        for name, draw in FIGURES.items():
-            figure = draw(tidy, curves)
-            for suffix in ("svg", "png"):
-                with whole(args.out / f"{name}.{suffix}") as partial:
-                    figure.savefig(partial, format=suffix, metadata=_undated(suffix))
-            plt.close(figure)
-
-
-def _undated(suffix: str) -> dict[str, Any]:
-    """Metadata without a date or version, so that the same numbers give the same bytes."""
-    return {"Date": None, "Creator": None} if suffix == "svg" else {"Software": None}
+        for name in FIGURES:
+            save(drawn(name, measured), args.out, name)

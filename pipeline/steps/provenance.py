@@ -7,11 +7,14 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import save_json, sha256
+import pandas as pd
+
+from pipeline.files import save_json, sha256, whole
+from pipeline.page import Section, as_html
+from pipeline.revision import commit
 
 PACKAGES = (
     "torch", "triton", "transformers", "snakemake", "numba", "numpy", "pandas", "matplotlib",
@@ -25,28 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-hash", required=True)
     parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="files to hash")
     parser.add_argument("--results", type=Path, nargs="*", default=[], help="files to hash")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="JSON; a page lies beside it")
     parser.add_argument("--config-out", type=Path, required=True, help="the completed config")
-
-
-def commit() -> dict[str, Any]:
-    """The commit of the checkout this runs from, and whether tracked files were changed."""
-
-    def git(*words: str) -> str | None:
-        folder = Path(__file__).parent
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
-            )
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!/results")
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "changed": None if changed is None else bool(changed),
-    }
 
 
 def hardware() -> dict[str, Any]:
@@ -70,20 +53,41 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def flat(value: Any, place: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    if not isinstance(value, dict) or not value:
+        return {place: value}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= flat(item, f"{place}.{key}" if place else key)
+    return found
+
+
+def page(record: dict[str, Any]) -> str:
+    """The record as a page of tables."""
+    sections = [
+        Section(name, pd.DataFrame(flat(part).items(), columns=["key", "value"], dtype=object))
+        for name, part in record.items()
+        if isinstance(part, dict) and part
+    ]
+    rest = {name: part for name, part in record.items() if not isinstance(part, dict)}
+    return as_html("Provenance", sections, [f"{name}: {part}" for name, part in rest.items()])
+
+
 def run(args: argparse.Namespace) -> None:
-    """Write ``provenance.json``, and the completed configuration, which runs as it stands."""
+    """Write the record as JSON and as a page, and the configuration, which runs as it stands."""
     save_json(args.config_out, args.config)
-    save_json(
-        args.out,
-        {
-            "code": commit(),
-            "config": args.config,
-            "config_hash": args.config_hash,
-            "seed": args.config["seed"],
-            "python": platform.python_version(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "hardware": hardware(),
-            "inputs": {str(path): sha256(path) for path in args.inputs},
-            "results": {path.name: sha256(path) for path in args.results},
-        },
-    )
+    record = {
+        "code": commit(),
+        "config": args.config,
+        "config_hash": args.config_hash,
+        "seed": args.config["seed"],
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "hardware": hardware(),
+        "inputs": {str(path): sha256(path) for path in args.inputs},
+        "results": {path.name: sha256(path) for path in args.results},
+    }
+    save_json(args.out, record)
+    with whole(args.out.with_suffix(".html")) as partial:
+        partial.write_text(page(record), encoding="utf-8")

@@ -1,121 +1,147 @@
-"""Write the tables from the tidy table: each as Markdown, CSV and LaTeX."""
+"""Write the tables from the tidy table: each as Markdown, CSV, LaTeX and a web page."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from pipeline.catalogue import TABLES as CATALOGUE
 from pipeline.curves import load_curves
-from pipeline.files import load_table, save_table, whole
-from pipeline.labels import SCORES, label_of, policy_title
+from pipeline.files import save_table, whole
+from pipeline.labels import METRICS, SCORES, STEP_PARTS, label_of, policy_title
+from pipeline.page import Section, as_html, as_markdown
 from pipeline.summaries import ROUGE
+from pipeline.views import (
+    Models,
+    budgets,
+    load_tidy,
+    of_grid,
+    wide,
+    with_full,
+    with_gap,
+    with_paper,
+)
+
+PAPER_SPARSITY = 0.05
+"""What the paper's tables of a single sparsity are measured at, Falcon's summaries apart."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``less tables``."""
     parser.add_argument("--tidy", type=Path, required=True)
     parser.add_argument("--curves", type=Path, nargs="*", default=[], help="loss curves")
+    parser.add_argument(
+        "--models", type=json.loads, default={}, help="the configuration's models, as JSON"
+    )
     parser.add_argument("--out", type=Path, required=True, help="results folder")
 
 
-def with_interval(rows: pd.DataFrame, digits: int) -> pd.Series:
-    """``value [low, high]`` as text."""
-    return pd.Series(
-        [
-            f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-            for value, low, high in rows[["value", "low", "high"]].itertuples(index=False)
-        ],
-        index=rows.index,
-        dtype=object,
-    )
+@dataclass(frozen=True)
+class Measured:
+    """What tables are views of.
+
+    Attributes:
+        tidy: the tidy table.
+        curves: loss curves of the trainings.
+        models: the configuration's models; without one, a model is not one of the paper's.
+    """
+
+    tidy: pd.DataFrame
+    curves: pd.DataFrame
+    models: Models = field(default_factory=dict)
 
 
-def by_cell(tidy: pd.DataFrame, metric: str, digits: int) -> pd.DataFrame:
-    """Rows: model, task, policy and method; a column for each test sparsity."""
-    rows = tidy[tidy["metric"] == metric].copy()
-    if rows.empty:
-        return pd.DataFrame(columns=["model", "task", "policy", "n", "method"])
-    policies = rows[rows["policy"].notna()]
-    full = rows[rows["policy"].isna()]
-    # The full cache has no policy and no sparsity: it stands in every block to compare with.
-    cells = policies[["model", "task", "policy", "sparsity"]].drop_duplicates()
-    full = full.drop(columns=["policy", "sparsity"]).merge(cells, on=["model", "task"])
-    rows = pd.concat([full, policies], ignore_index=True)
-    rows["text"] = with_interval(rows, digits)
-    rows["method"] = [
-        label_of(method, sparsity)
-        for method, sparsity in rows[["method", "train_sparsity"]].itertuples(index=False)
+def cells(measured: Measured, metrics: list[str], table: str = "") -> pd.DataFrame:
+    """The grid's rows of some metrics, with the paper's numbers and recovered gaps beside them."""
+    rows = of_grid(measured.tidy, *metrics)
+    rows = with_full(with_paper(rows, measured.models, table) if table else rows)
+    return with_gap(rows, measured.tidy) if len(rows) else rows
+
+
+def table1(measured: Measured) -> pd.DataFrame:
+    """Tokens that each sparsity means."""
+    rows = budgets(measured.tidy)
+    rows["context"] = [measured.models.get(name, {}).get("context", "") for name in rows["model"]]
+    return wide(with_paper(rows, measured.models, "table1"), ["model", "context"], "sparsity")
+
+
+def table2(measured: Measured) -> pd.DataFrame:
+    """Word perplexity under H2O, by sparsity."""
+    rows = cells(measured, ["word_perplexity"], "table2")
+    return wide(rows[rows["policy"] == "h2o"], ["model", "task", "policy", "method"], "sparsity")
+
+
+def table3(measured: Measured) -> pd.DataFrame:
+    """Λ-masking at 5 %, by task."""
+    rows = cells(measured, ["word_perplexity", "r@1", "acc"], "table3")
+    rows = rows[(rows["policy"] == "lambda") & (rows["sparsity"] == PAPER_SPARSITY)]
+    what = rows["task"] + ", " + rows["metric"].map(lambda name: METRICS[name].title)
+    return wide(rows.assign(what=what), ["model", "policy", "sparsity", "method"], "what")
+
+
+def table4(measured: Measured) -> pd.DataFrame:
+    """ROUGE of two data sets under H2O, at the paper's sparsity for the model."""
+    rows = cells(measured, list(ROUGE), "table4")
+    sparsity = [
+        0.1 if measured.models.get(name, {}).get("paper") == "falcon_7b" else PAPER_SPARSITY
+        for name in rows["model"]
     ]
-    rows["policy"] = rows["policy"].map(policy_title)
-    rows["sparsity"] = [f"{100 * sparsity:g} %" for sparsity in rows["sparsity"]]
-    order = list(dict.fromkeys(rows["method"]))
-    columns = list(dict.fromkeys(rows.sort_values("sparsity", key=_percent)["sparsity"]))
-    table = rows.pivot(
-        index=["model", "task", "policy", "n", "method"], columns="sparsity", values="text"
-    )
-    rank = {name: place for place, name in enumerate(order)}
-    table = table.sort_index(key=lambda level: level.map(rank) if level.name == "method" else level)
-    return table[columns].reset_index().rename_axis(columns=None)
+    chosen = rows["task"].isin(["cnn_dailymail", "xsum"]) & (rows["policy"] == "h2o")
+    rows = rows[chosen & (rows["sparsity"] == sparsity)]
+    return wide(rows, ["model", "task", "policy", "sparsity", "method"], "metric")
 
 
-def _percent(column: pd.Series) -> pd.Series:
-    return column.str.rstrip(" %").astype(float)
+def table5(measured: Measured) -> pd.DataFrame:
+    """ROUGE of all summaries, and what Rouge-L gains on Baseline+ on the same documents."""
+    rows = cells(measured, [*ROUGE, "rougeL_over_baseline_plus"], "table5")
+    return wide(rows, ["model", "task", "policy", "sparsity", "method"], "metric")
 
 
-def perplexity_table(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Perplexity per token."""
-    return by_cell(tidy, "token_perplexity", 2)
+def table6(measured: Measured) -> pd.DataFrame:
+    """Latency, throughput and memory, end to end."""
+    rows = cells(measured, ["latency_s", "throughput", "peak_memory_bytes"], "table6")
+    return wide(rows, ["model", "task", "policy", "sparsity", "method"], "metric")
 
 
-def word_perplexity_table(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Perplexity per word."""
-    return by_cell(tidy, "word_perplexity", 2)
+def table7(measured: Measured) -> pd.DataFrame:
+    """Word perplexity at 5 %, by policy."""
+    rows = cells(measured, ["word_perplexity"], "table7")
+    rows = rows[rows["sparsity"] == PAPER_SPARSITY]
+    return wide(rows, ["model", "task", "sparsity", "method"], "policy")
 
 
-def recovered_gap_table(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Share of the baseline's loss of perplexity that a method wins back."""
-    return by_cell(tidy, "recovered_gap", 3)
+def table8(measured: Measured) -> pd.DataFrame:
+    """What the parts of a decode step take."""
+    rows = cells(measured, [f"step_ms.{part}" for part in STEP_PARTS], "table8")
+    return wide(rows, ["model", "task", "policy", "sparsity", "method"], "metric")
 
 
-def paired_difference_table(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Nats a token above baseline+ on the same documents; below zero is better."""
-    return by_cell(tidy, "nats_over_baseline_plus", 4)
+def of_all_cells(metric: str) -> Callable[[Measured], pd.DataFrame]:
+    """A view of one metric over the whole grid, a column for each test sparsity."""
+
+    def view(measured: Measured) -> pd.DataFrame:
+        rows = with_full(of_grid(measured.tidy, metric))
+        return wide(rows, ["model", "task", "policy", "method"], "sparsity")
+
+    return view
 
 
-def summaries_table(tidy: pd.DataFrame) -> pd.DataFrame:
-    """ROUGE of generated summaries, and what Rouge-L gains on baseline+ on the same documents."""
-    titles = ROUGE | {"rougeL_over_baseline_plus": "Rouge-L over Baseline+"}
-    keys = ["model", "task", "policy", "sparsity", "n", "method"]
-    blocks = []
-    for metric, title in titles.items():
-        block = by_cell(tidy, metric, 2)
-        cells = [column for column in block if column not in keys]
-        blocks.append(block.melt(keys[:3] + keys[4:], cells, "sparsity", title))
-    table = blocks[0]
-    for block in blocks[1:]:
-        table = table.merge(block, "left", keys)
-    return table[keys + list(titles.values())].dropna(subset="Rouge-L").fillna("")
+def scores(measured: Measured) -> pd.DataFrame:
+    """Scores of lm-evaluation-harness tasks, and what they gain on baseline+."""
+    rows = cells(measured, [*SCORES, *(f"{name}_over_baseline_plus" for name in SCORES)])
+    return wide(rows, ["model", "task", "metric", "policy", "method"], "sparsity")
 
 
-def scores_table(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Scores x 100 of lm-evaluation-harness tasks, and what they gain on baseline+."""
-    metrics = SCORES | {f"{name}_over_baseline_plus": f"{title} over Baseline+"
-                        for name, title in SCORES.items()}  # fmt: skip
-    hundredfold = tidy.assign(**{name: 100 * tidy[name] for name in ("value", "low", "high")})
-    blocks = [by_cell(hundredfold, name, 1).assign(metric=title) for name, title in metrics.items()]
-    table = pd.concat([block for block in blocks if len(block)] or blocks[:1], ignore_index=True)
-    keys = ["model", "task", "policy", "metric", "n", "method"]
-    return table[keys + [column for column in table if column not in keys]].fillna("")
-
-
-def hellinger_table(tidy: pd.DataFrame) -> pd.DataFrame:
+def hellinger(measured: Measured) -> pd.DataFrame:
     """Hellinger distance to the true attention rows, averaged over layers."""
-    rows = tidy[tidy["metric"] == "hellinger"]
+    rows = of_grid(measured.tidy, "hellinger")
     if rows.empty:
-        return pd.DataFrame(columns=["model", "policy", "sparsity", "method", "hellinger"])
+        return rows
     rows = rows.assign(
         method=[
             label_of(m, s) for m, s in rows[["method", "train_sparsity"]].itertuples(index=False)
@@ -127,44 +153,9 @@ def hellinger_table(tidy: pd.DataFrame) -> pd.DataFrame:
     return mean.rename(columns={"mean": "mean over layers", "min": "best", "max": "worst"}).round(4)
 
 
-TABLES: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
-    "perplexity": perplexity_table,
-    "word_perplexity": word_perplexity_table,
-    "recovered_gap": recovered_gap_table,
-    "paired_difference": paired_difference_table,
-    "summaries": summaries_table,
-    "scores": scores_table,
-    "hellinger": hellinger_table,
-}
-"""Name of the table's files to the view of the tidy table it shows."""
-
-
-def write(table: pd.DataFrame, folder: Path, name: str) -> None:
-    """The table in its three formats."""
-    folder.mkdir(parents=True, exist_ok=True)
-    forms = {
-        "md": table.to_markdown(index=False) + "\n",
-        "csv": table.to_csv(index=False),
-        "tex": table.to_latex(index=False, escape=True),
-    }
-    for suffix, text in forms.items():
-        with whole(folder / f"{name}.{suffix}") as partial:
-            partial.write_text(text, encoding="utf-8")
-
-
-def run(args: argparse.Namespace) -> None:
-    """Write ``results.parquet``, ``results.csv`` and every table under ``tables/``."""
-    tidy = load_table(args.tidy)
-    save_table(args.out / "results.parquet", tidy)
-    with whole(args.out / "results.csv") as partial:
-        tidy.to_csv(partial, index=False)
-    for name, view in TABLES.items():
-        write(view(tidy), args.out / "tables", name)
-    write(training_table(load_curves(args.curves)), args.out / "tables", "training")
-
-
-def training_table(curves: pd.DataFrame) -> pd.DataFrame:
+def training(measured: Measured) -> pd.DataFrame:
     """Validation loss of trained kernels as a share of the sparse policy's, over layers."""
+    curves = measured.curves
     share = curves.assign(share=curves["validation_loss"] / curves["sparse_loss"])
     keys = ["model", "policy", "train_sparsity"]
     best = share.groupby([*keys, "layer"])["share"].min().reset_index()
@@ -177,3 +168,58 @@ def training_table(curves: pd.DataFrame) -> pd.DataFrame:
             "count": "layers",
         }
     ).round(4)
+
+
+TABLES: dict[str, Callable[[Measured], pd.DataFrame]] = {
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "table4": table4,
+    "table5": table5,
+    "table6": table6,
+    "table7": table7,
+    "table8": table8,
+    "perplexity": of_all_cells("token_perplexity"),
+    "word_perplexity": of_all_cells("word_perplexity"),
+    "recovered_gap": of_all_cells("recovered_gap"),
+    "paired_difference": of_all_cells("nats_over_baseline_plus"),
+    "scores": scores,
+    "hellinger": hellinger,
+    "training": training,
+}
+"""Name of the table's files to the view it shows."""
+
+
+MISSING = "not measured"
+"""The only column of a table that has nothing to show."""
+
+
+def view(name: str, measured: Measured) -> pd.DataFrame:
+    """A table, or one line that says what would measure it."""
+    table = TABLES[name](measured)
+    return pd.DataFrame({MISSING: [CATALOGUE[name].missing]}) if table.empty else table
+
+
+def write(table: pd.DataFrame, folder: Path, name: str) -> None:
+    """The table in its four formats."""
+    title = CATALOGUE[name].title
+    measured = MISSING not in table
+    forms = {
+        "md": as_markdown(table) if measured else f"{CATALOGUE[name].missing}\n",
+        "csv": table.to_csv(index=False),
+        "tex": table.to_latex(index=False, escape=True),
+        "html": as_html(title, [Section("", table)]),
+    }
+    for suffix, text in forms.items():
+        with whole(folder / f"{name}.{suffix}") as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write ``results.parquet``, ``results.csv`` and every table under ``tables/``."""
+    measured = Measured(load_tidy(args.tidy), load_curves(args.curves), args.models)
+    save_table(args.out / "results.parquet", measured.tidy)
+    with whole(args.out / "results.csv") as partial:
+        measured.tidy.to_csv(partial, index=False)
+    for name in TABLES:
+        write(view(name, measured), args.out / "tables", name)

@@ -1,15 +1,18 @@
 """Gather all measurements of an experiment into one tidy table: one row a number.
 
-Columns: experiment, config, study, setting, model, task, policy, sparsity, budget, method,
+Columns: experiment, config, commit, study, setting, model, task, policy, sparsity, budget, method,
 train_sparsity, layer, metric, value, low, high, n, seed. Tables, figures and comparisons are views
 of it. Files that vary something beside the grid say what in columns ``study`` (its name) and
-``setting`` (its value, a number); in the others the study is "grid".
+``setting`` (its value, a number); in the others the study is "grid". ``config`` and ``commit`` say
+which run gathered the table; a measured file of an earlier commit counts as long as the code and
+settings that it depends on are the same, which the workflow checks.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +23,7 @@ from pipeline.errors import DataError
 from pipeline.files import load_table, save_table
 from pipeline.methods import FULL
 from pipeline.progress import Progress
+from pipeline.revision import short_commit
 from pipeline.statistics import (
     Estimate,
     estimate,
@@ -32,8 +36,8 @@ from pipeline.statistics import (
 from pipeline.summaries import ROUGE
 
 COLUMNS = [
-    "experiment", "config", "study", "setting", "model", "task", "policy", "sparsity", "budget",
-    "method", "train_sparsity", "layer", "metric", "value", "low", "high", "n", "seed",
+    "experiment", "config", "commit", "study", "setting", "model", "task", "policy", "sparsity",
+    "budget", "method", "train_sparsity", "layer", "metric", "value", "low", "high", "n", "seed",
 ]  # fmt: skip
 GRID = "grid"
 SCORE = "score."
@@ -45,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cells", type=Path, nargs="+", required=True, help="measured cells")
     parser.add_argument("--experiment", required=True)
     parser.add_argument("--config-hash", required=True)
+    parser.add_argument(
+        "--labels", type=json.loads, default={},
+        help="models, tasks and policies of the experiment, as JSON lists by column",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bootstrap", type=int, default=2000, help="resamples")
     parser.add_argument("--out", type=Path, required=True)
@@ -214,9 +222,32 @@ def full_caches(cells: Sequence[Part]) -> Callable[[Part], pd.DataFrame]:
     return reference
 
 
+def of_one_run(cells: Iterable[Part], labels: Mapping[str, list[str]]) -> None:
+    """Refuse files that this run did not ask for.
+
+    Raises:
+        DataError: a label that the experiment does not have, or a cell measured twice.
+    """
+    seen = set()
+    for part in cells:
+        cell = cell_of(part.table)
+        for column, known in labels.items():
+            if pd.notna(cell[column]) and cell[column] not in known:
+                raise DataError(
+                    f"{cell} is of another run: the experiment has no {column} '{cell[column]}'. "
+                    "Give the files of one experiment only."
+                )
+        named = (part.study, part.setting, measure_of(part.table), *cell.values())
+        key = tuple(None if pd.isna(value) else value for value in named)
+        if key in seen:
+            raise DataError(f"{cell} was given twice; give the files of one run only.")
+        seen.add(key)
+
+
 def run(args: argparse.Namespace) -> None:
     """Write the tidy table (parquet)."""
     cells = [part for path in args.cells for part in parts(load_table(path))]
+    of_one_run(cells, args.labels)
     reference_of = full_caches(cells)
     rows: list[Key] = []
     progress = Progress("tabulate", len(cells))
@@ -228,6 +259,6 @@ def run(args: argparse.Namespace) -> None:
         rows += [where | found for found in MEASURES[measure](part.table, reference, draws)]
         progress.step()
     tidy = pd.DataFrame(rows).assign(
-        experiment=args.experiment, config=args.config_hash, seed=args.seed
+        experiment=args.experiment, config=args.config_hash, commit=short_commit(), seed=args.seed
     )
     save_table(args.out, tidy.reindex(columns=COLUMNS).astype({"setting": float}))

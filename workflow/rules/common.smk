@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(workflow.basedir)))
 
 from pipeline import config as configuration
 from pipeline import grid
-from pipeline.catalogue import FIGURES, TABLES
+from pipeline.catalogue import COMPARISON, FIGURES, PROVENANCE, TABLES, TEXTS
 from pipeline.errors import LessError
 from pipeline.expectations import bundles_at_once, expectations
+from pipeline.files import sha256
 from pipeline.methods import METHODS
 from pipeline.packages import packages
 from pipeline.sources import code_of
@@ -62,7 +63,7 @@ MODELS, TASKS, TRAIN, GRID = (CONFIG[key] for key in ("models", "tasks", "train"
 SEED, DEVICE = CONFIG["seed"], CONFIG["device"]
 GPUS = 1 if DEVICE == "cuda" else 0
 DATA_DIR = CONFIG["data_dir"]
-FORMATS = ["md", "csv", "tex"]
+FORMATS = ["md", "csv", "tex", "html"]
 
 
 wildcard_constraints:
@@ -131,6 +132,11 @@ def examples():
     wanted = any(task["kind"] == "summaries" for task in TASKS.values())
     forms = ["html", "md"] if wanted else []
     return expand(RESULTS / "examples.{form}", form=forms)
+
+
+def comparison():
+    """The paper's numbers beside ours."""
+    return expand(RESULTS / "paper_vs_ours.{form}", form=["html", "md"])
 
 
 def figures():
@@ -363,6 +369,17 @@ def cell_label(wildcards):
     label = {"model": wildcards.model, "task": wildcards.get("task", "fidelity")}
     label |= {"sparsity": None if sparsity is None else float(sparsity)}
     return json.dumps(label | {"study": study, "setting": setting})
+
+
+# Tables, figures and the comparison with the paper
+
+PAPER = sha256(Path(workflow.basedir) / "pipeline" / "resources" / "paper.yaml")
+
+
+def own_labels():
+    """What the columns of measurements may say, on the command line."""
+    known = {"model": MODELS, "task": [*TASKS, "fidelity"], "policy": GRID["policies"]}
+    return json.dumps({column: sorted(names) for column, names in known.items()})
 
 
 # Attention maps

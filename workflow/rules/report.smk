@@ -17,13 +17,14 @@ rule tabulate:
     params:
         experiment=CONFIG["experiment"],
         config_hash=configuration.config_hash(CONFIG),
+        labels=own_labels(),
         seed=SEED,
         bootstrap=CONFIG["bootstrap"],
         code=code_of("tabulate"),
     shell:
         "python -m pipeline tabulate --cells {input:q} --experiment {params.experiment}"
-        " --config-hash {params.config_hash} --seed {params.seed} --bootstrap {params.bootstrap}"
-        " --out {output:q} > {log:q} 2>&1"
+        " --config-hash {params.config_hash} --labels {params.labels:q} --seed {params.seed}"
+        " --bootstrap {params.bootstrap} --out {output:q} > {log:q} 2>&1"
 
 
 rule tables:
@@ -33,15 +34,15 @@ rule tables:
     output:
         RESULTS / "results.parquet",
         RESULTS / "results.csv",
-        expand(RESULTS / "tables" / "{name}.{form}", name=TABLES, form=["md", "tex"]),
+        expand(RESULTS / "tables" / "{name}.{form}", name=TABLES, form=["md", "csv", "tex"]),
         [
             report(
-                RESULTS / "tables" / f"{name}.csv",
-                category="Tables",
+                RESULTS / "tables" / f"{name}.html",
+                category=shown.section,
                 caption=f"../report/{name}.rst",
-                labels={"table": title},
+                labels={"shows": shown.title, "as": "table"},
             )
-            for name, title in TABLES.items()
+            for name, shown in TABLES.items()
         ],
     log:
         LOGS / "tables.log",
@@ -53,26 +54,60 @@ rule tables:
         runtime=10,
     params:
         folder=RESULTS,
+        models=json.dumps(MODELS, sort_keys=True),
+        paper=PAPER,
         code=code_of("tables"),
     shell:
         "python -m pipeline tables --tidy {input.tidy:q} --curves {input.curves:q}"
-        " --out {params.folder:q} > {log:q} 2>&1"
+        " --models {params.models:q} --out {params.folder:q} > {log:q} 2>&1"
+
+
+rule compare:
+    input:
+        tidy=SCRATCH / "tidy.parquet",
+    output:
+        page=report(
+            RESULTS / "paper_vs_ours.html",
+            category=COMPARISON,
+            caption="../report/paper_vs_ours.rst",
+            labels={"shows": "The paper's numbers and ours", "as": "table"},
+        ),
+        markdown=RESULTS / "paper_vs_ours.md",
+    log:
+        LOGS / "compare.log",
+    benchmark:
+        BENCHMARKS / "compare.tsv"
+    threads: 1
+    resources:
+        mem_mb=memory(2000),
+        runtime=10,
+    params:
+        config=json.dumps(
+            {key: CONFIG[key] for key in ("models", "train", "grid", "tasks")}, sort_keys=True
+        ),
+        paper=PAPER,
+        code=code_of("compare"),
+    shell:
+        "python -m pipeline compare --tidy {input.tidy:q} --config {params.config:q}"
+        " --out {output.markdown:q} > {log:q} 2>&1"
 
 
 rule plot:
     input:
         tidy=SCRATCH / "tidy.parquet",
         curves=all_curves(),
+        maps=all_maps("safetensors"),
+        spectra=all_maps("spectrum.parquet"),
     output:
         expand(RESULTS / "figures" / "{name}.png", name=FIGURES),
         [
             report(
                 RESULTS / "figures" / f"{name}.svg",
-                category="Figures",
+                category=shown.section,
                 caption=f"../report/{name}.rst",
-                labels={"figure": title},
+                labels={"shows": shown.title, "as": "figure"},
             )
-            for name, title in FIGURES.items()
+            for name, shown in FIGURES.items()
         ],
     log:
         LOGS / "plot.log",
@@ -87,7 +122,7 @@ rule plot:
         code=code_of("plot"),
     shell:
         "python -m pipeline plot --tidy {input.tidy:q} --curves {input.curves:q}"
-        " --out {params.folder:q} > {log:q} 2>&1"
+        " --maps {input.maps:q} --spectra {input.spectra:q} --out {params.folder:q} > {log:q} 2>&1"
 
 
 rule provenance:
@@ -96,11 +131,12 @@ rule provenance:
         results=[SCRATCH / "tidy.parquet", RESULTS / "results.csv"],
     output:
         config=RESULTS / "config.json",
-        provenance=report(
-            RESULTS / "provenance.json",
-            category="Provenance",
+        record=RESULTS / "provenance.json",
+        page=report(
+            RESULTS / "provenance.html",
+            category=PROVENANCE,
             caption="../report/provenance.rst",
-            labels={"file": "Provenance"},
+            labels={"shows": "Provenance", "as": "page"},
         ),
     log:
         LOGS / "provenance.log",
@@ -117,7 +153,7 @@ rule provenance:
     shell:
         "python -m pipeline provenance --config {params.config:q}"
         " --config-hash {params.config_hash} --inputs {input.files:q}"
-        " --results {input.results:q} --out {output.provenance:q}"
+        " --results {input.results:q} --out {output.record:q}"
         " --config-out {output.config:q} > {log:q} 2>&1"
 
 
@@ -126,7 +162,7 @@ rule provenance:
 rule page:
     input:
         config=RESULTS / "config.json",
-        shown=[tables(), figures(), examples(), RESULTS / "provenance.json"],
+        shown=[tables(), figures(), examples(), comparison(), RESULTS / "provenance.html"],
     output:
         RESULTS / "report.html",
     log:

@@ -85,9 +85,9 @@ rule examples:
     output:
         page=report(
             RESULTS / "examples.html",
-            category="Examples",
+            category=TEXTS,
             caption="../report/examples.rst",
-            labels={"page": "Summaries side by side"},
+            labels={"shows": "Figures 2, 12, 13: Summaries side by side", "as": "page"},
         ),
         markdown=RESULTS / "examples.md",
     log:
