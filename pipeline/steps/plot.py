@@ -84,8 +84,7 @@ def perplexity(measured: Measured) -> Any:
 
 def recovered_gap(measured: Measured) -> Any:
     """Recovered gap by policy and sparsity."""
-    rows = of_grid(measured.tidy, "recovered_gap")
-    rows = rows[rows["value"].notna()]
+    rows = of_grid(measured.tidy, "recovered_gap").dropna(subset="value")
     if rows.empty:
         return None
     figure, found = panels(rows, "task")
