@@ -9,6 +9,9 @@ whose order is written down in its instructions.
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -19,6 +22,29 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 WIDE, NARROW = 32, 8
+
+
+def cache_folder(sources: Path, wanted: str = "") -> Path:
+    """Where numba keeps compiled loops: a folder named by a hash of the code in ``sources``.
+
+    Numba takes a compiled function for current as long as the file it stands in is unchanged; of
+    a helper that changed in another file it would go on running the old copy.
+
+    Args:
+        wanted: a folder the user chose (NUMBA_CACHE_DIR); by default the sources' own
+            ``__pycache__``, or a folder in the user's home where that cannot be written.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(sources.glob("*.py")):
+        digest.update(path.read_bytes())
+    beside = sources / "__pycache__"
+    if not wanted and not os.access(beside if beside.exists() else sources, os.W_OK):
+        beside = Path.home() / ".cache" / "less"
+    return (Path(wanted) if wanted else beside) / f"numba-{digest.hexdigest()[:12]}"
+
+
+chosen = numba.config.CACHE_DIR  # type: ignore[attr-defined]
+numba.config.CACHE_DIR = str(cache_folder(Path(__file__).parent, chosen))  # type: ignore[attr-defined]
 
 
 def jit(function: Any) -> Any:
