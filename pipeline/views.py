@@ -10,11 +10,10 @@ import pandas as pd
 from pipeline import paper
 from pipeline.errors import DataError
 from pipeline.files import load_table
+from pipeline.grid import GRID
 from pipeline.labels import METRICS, PRIMARY, label_of, policy_title
 from pipeline.methods import FULL, METHODS
 
-GRID = "grid"
-"""The ``study`` of what is measured by the grid itself."""
 BLOCK = ["model", "task", "policy", "sparsity"]
 """What methods are compared within."""
 RUN = ["experiment", "config", "commit"]

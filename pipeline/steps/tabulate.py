@@ -21,6 +21,7 @@ import pandas as pd
 
 from pipeline.errors import DataError
 from pipeline.files import load_table, save_table
+from pipeline.grid import GRID
 from pipeline.methods import FULL
 from pipeline.progress import Progress
 from pipeline.revision import short_commit
@@ -39,7 +40,6 @@ COLUMNS = [
     "experiment", "config", "commit", "study", "setting", "model", "task", "policy", "sparsity",
     "budget", "method", "train_sparsity", "layer", "metric", "value", "low", "high", "n", "seed",
 ]  # fmt: skip
-GRID = "grid"
 SCORE = "score."
 """What the columns of a harness task's metrics begin with."""
 
