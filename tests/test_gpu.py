@@ -1,0 +1,223 @@
+"""The Triton operators against their plain references.
+
+On a GPU they run compiled; elsewhere in Triton's interpreter, which conftest asks for before
+anything imports triton. The interpreter is slow, so cases are small and few.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+import triton.language as tl
+from helpers import Case, assert_same_evictions, cases, strong_kernel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from triton.runtime import interpreter
+
+from pipeline.cache import LessLayer
+from pipeline.features import pack
+from pipeline.ops import NEVER, gpu, reference
+from pipeline.ops.gpu import decoding
+from pipeline.policies import get_policy
+from pipeline.slots import Slots, by_head
+from pipeline.synthesis import LowRankState, correct
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+few = settings(max_examples=12)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def better_interpreter():
+    """Patch the language once a module, not at every call of a function: most of the time goes
+    there. And widen bfloat16 before a product, which the interpreter would take by its bits.
+    """
+    patch, product, seen = interpreter._patch_lang, interpreter.InterpreterBuilder.create_dot, set()
+
+    def once(fn):
+        if id(fn.__globals__) not in seen:
+            seen.add(id(fn.__globals__))
+            patch(fn)
+        return SimpleNamespace(restore=lambda: None)
+
+    def widened(self, a, b, *rest):
+        a, b = (
+            self.cast_impl(x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)
+        )
+        return product(self, a, b, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(interpreter, "_patch_lang", once)
+        patched.setattr(interpreter.InterpreterBuilder, "create_dot", widened)
+        yield
+
+
+@st.composite
+def streams(draw, max_length=16):
+    """A case, how many of each sequence's first tokens are padding, and tokens read at once."""
+    case = draw(cases(max_length=max_length)).but(scores="cached", prompt=0)
+    padding = [draw(st.integers(0, min(3, case.length - 1))) for _ in range(case.batch)]
+    return case, torch.tensor(padding), draw(st.sampled_from([1, 5, case.length]))
+
+
+class Reader:
+    """Tokens of a case, padded on the left, read through slots and, with a kernel, a state."""
+
+    def __init__(self, case, padding, kernel=None):
+        self.case, self.kernel = case, kernel and pack(kernel)
+        self.q, self.k, self.v, self.padding = (x.to(DEVICE) for x in (*case.qkv, padding))
+        self.slots = Slots.empty(self.k, case.policy)
+        if kernel is not None:
+            sizes = case.batch, case.groups, kernel.kernel_size
+            self.features = torch.zeros(*sizes[:2], case.policy.budget + 1, sizes[2], device=DEVICE)
+            self.state = LowRankState.zeros(*sizes, case.size, DEVICE)
+
+    def decode(self, ops, start, stop):
+        """What ``ops`` gives for tokens start..stop: output and evicted positions."""
+        q, k, v = (x[:, :, start:stop] for x in (self.q, self.k, self.v))
+        position, policy = start - self.padding, self.case.policy
+        decoded = ops.decode(self.slots, q, k, v, position, policy)
+        if self.kernel is None:
+            return decoded.out, decoded.positions
+        phi, psi = self.kernel.both(q, decoded.keys)
+        gone = decoded.positions
+        return ops.absorb_and_merge(decoded, phi, psi, self.state, position, policy.budget), gone
+
+    def step(self, start, stop):
+        """The same by the fused step: output."""
+        q, k, v = (x[:, :, start:stop] for x in (self.q, self.k, self.v))
+        phi, psi = self.kernel.both(q, k)
+        return gpu.step(
+            self.slots, self.features, self.state, q, k, v, phi, psi, start - self.padding,
+            self.case.policy,
+        )  # fmt: skip
+
+    def tensors(self):
+        """All that it holds, but for keys and values of free slots."""
+        slots = self.slots
+        taken = by_head(slots.positions >= 0, self.case.groups)[..., None]
+        held = [slots.keys * taken, slots.values * taken, slots.positions, slots.scores, slots.free]
+        return held if self.kernel is None else [*held, self.state.H, self.state.z]
+
+
+def times_of(gone, padding):
+    """Eviction times (B, U, S) from the position evicted after each token (B, U, S)."""
+    length = gone.shape[-1]
+    times = torch.full((*gone.shape[:2], length + 1), NEVER, dtype=torch.int32)
+    time = (torch.arange(1, length + 1) - padding[:, None])[:, None].expand_as(gone)
+    times.scatter_(2, torch.where(gone < 0, length, gone).long(), time.to(torch.int32))
+    return times
+
+
+@few
+@given(streams(), st.booleans())
+def test_decode_equals_the_whole_sequence(stream, with_kernel):
+    case, padding, piece = stream
+    kernel = strong_kernel(case) if with_kernel else None
+    reader = Reader(case, padding, kernel)
+    pieces = [reader.decode(gpu, t, t + piece) for t in range(0, case.length, piece)]
+    out, gone = (torch.cat(column, 2).cpu() for column in zip(*pieces, strict=True))
+    held = (reader.slots.positions >= 0).sum(-1).cpu()
+    assert (held == (case.length - padding)[:, None].clamp(max=case.policy.budget)).all()
+    times = times_of(gone, padding)
+    for b, pad in enumerate(padding.tolist()):
+        alone = case.but(batch=1, length=case.length - pad)
+        q, k, v = alone.__dict__["qkv"] = tuple(x[b : b + 1, :, pad:] for x in case.qkv)
+        truth, expected, lse = reference.bounded_attention(*alone.sets, case.policy)
+        mine = times[b, :, : alone.length]
+        assert_same_evictions(alone, truth, mine)
+        if not torch.equal(truth, mine):  # a near tie was broken the other way
+            continue
+        expected = expected.view(q.shape)
+        if with_kernel:
+            seen = by_head(truth[None], case.groups)
+            expected = correct(q, k, v, seen, kernel, expected, lse.view(q.shape[:-1]))
+        torch.testing.assert_close(out[b : b + 1, :, pad:], expected, **CLOSE)
+        assert (out[b, :, :pad] == 0).all()
+
+
+@few
+@given(streams(), st.sampled_from([16, 512]))
+def test_fused_step_equals_separate_launches(stream, span):
+    case, padding, piece = stream
+    kernel = strong_kernel(case)
+    fused, plain = Reader(case, padding, kernel), Reader(case, padding, kernel)
+    with mock.patch.object(decoding, "SPAN", span):
+        for start in range(0, case.length, piece):
+            out = fused.step(start, start + piece)
+            expected, _ = plain.decode(gpu, start, start + piece)
+            torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(fused.tensors(), plain.tensors(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["h2o", "tova"])
+def test_two_hundred_tokens_equal_the_cache(name):
+    case = Case(get_policy(name, 6), 1, 1, 2, 200, 4, 0, torch.float32, "cached", 1.0, 0)
+    kernel, padding = strong_kernel(case), torch.tensor([0])
+    reader = Reader(case, padding, kernel)
+    layer = LessLayer(case.policy, pack(kernel), "policy")
+    for t in range(200):
+        q, k, v = (x[:, :, t : t + 1] for x in case.qkv)
+        keys, values = layer.update(k, v)
+        expected = layer.attend(q, keys, values, None)
+        torch.testing.assert_close(reader.step(t, t + 1).cpu(), expected, **CLOSE)
+        torch.testing.assert_close(reader.state.H.cpu(), layer.state.H, **CLOSE)
+        assert torch.equal(reader.slots.positions.cpu(), layer.slots.positions)
+
+
+@pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
+def test_head_sizes(size):
+    policy = get_policy("h2o", 40)  # more than one tile of slots
+    case = Case(policy, 1, 2, 2, 44, size, 0, torch.float16, "cached", 0.3, 0)
+    kernel = strong_kernel(case, kernel_size=32 if size == 80 else 8)
+    reader, truth = (Reader(case, torch.tensor([0]), kernel) for _ in range(2))
+    out, gone = reader.decode(gpu, 0, 44)
+    expected, evicted = truth.decode(reference, 0, 44)
+    assert torch.equal(gone, evicted)
+    torch.testing.assert_close(out, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["h2o", "lambda", "tova"])
+def test_a_broken_sequence_stays_alone(bad, name):
+    case = Case(get_policy(name, 5), 2, 2, 2, 12, 4, 0, torch.float32, "cached", 1.0, 0)
+    q, k, _ = case.qkv
+    k[1, :, 4] = bad
+    q[1, :, 7] = bad
+    both = Reader(case, torch.tensor([0, 0]), strong_kernel(case))
+    alone = case.but(batch=1)
+    alone.__dict__["qkv"] = tuple(x[:1] for x in case.qkv)
+    one = Reader(alone, torch.tensor([0]), strong_kernel(case))
+    for t in range(12):
+        torch.testing.assert_close(both.step(t, t + 1)[:1], one.step(t, t + 1))
+    slots = both.slots
+    assert ((slots.free >= 0) & (slots.free <= 5)).all()
+    assert ((slots.positions >= 0).sum(-1) == 5).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_kernels_compile(capability, tmp_path):
+    """For an A100 and an H100, whatever is in this machine; see compiled.py."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    script = [sys.executable, Path(__file__).with_name("compiled.py"), capability]
+    root = Path(__file__).parent.parent
+    environment["PYTHONPATH"] = str(root)
+    done = subprocess.run(script, env=environment, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split() for line in done.stdout.splitlines()]
+    kernels = {
+        name
+        for module in gpu.MODULES
+        for name, value in vars(module).items()
+        if name.endswith("_kernel") and hasattr(value, "run")
+    }
+    assert {line[0] for line in lines} == kernels
+    # What a block may have of shared memory: 163 KiB (A100), 227 KiB (H100).
+    assert max(int(line[1]) for line in lines) <= 163 * 1024
