@@ -81,6 +81,16 @@ def decode(policy, groups, rep, size, rank, dtype):
     gpu.step(slots, features, state, q, k, k, phi, psi, position, policy)
 
 
+def maps(heads, groups, size, rank, hidden_size, tokens, dtype):
+    q, k = (torch.zeros(tokens, count, 1, size, dtype=dtype) for count in (heads, groups))
+    count = heads + groups
+    w1, w2 = (
+        torch.zeros(count, *shape, dtype=dtype)
+        for shape in ((hidden_size, size), (rank, hidden_size))
+    )
+    gpu.features(q, k, w1, w2, torch.zeros(count, rank, rank))
+
+
 def main():
     driver.set_active(AbsentGpu(int(sys.argv[1])))
     only_compile()
@@ -88,6 +98,9 @@ def main():
     decode(get_policy("lambda", 204), 4, 4, 80, 8, torch.bfloat16)
     decode(get_policy("tova", 800), 2, 71, 64, 8, torch.float16)
     decode(get_policy("h2o", 204), 2, 8, 256, 32, torch.float32)
+    maps(4, 4, 128, 8, 512, 1, torch.float16)
+    maps(8, 2, 80, 32, 512, 300, torch.bfloat16)
+    maps(4, 4, 128, 8, 512, 20, torch.float32)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import pytest
 import torch
 import triton.language as tl
 from helpers import Case, assert_same_evictions, cases, strong_kernel
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from triton.runtime import interpreter
 
 from pipeline.cache import LessLayer
-from pipeline.features import pack
+from pipeline.features import PackedKernel, pack
 from pipeline.ops import NEVER, gpu, reference
 from pipeline.ops.gpu import decoding
 from pipeline.policies import get_policy
@@ -29,7 +29,7 @@ from pipeline.synthesis import LowRankState, correct
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
-few = settings(max_examples=12)
+few = settings(max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,6 +112,9 @@ def times_of(gone, padding):
     time = (torch.arange(1, length + 1) - padding[:, None])[:, None].expand_as(gone)
     times.scatter_(2, torch.where(gone < 0, length, gone).long(), time.to(torch.int32))
     return times
+
+
+# --- decode -----------------------------------------------------------------------------------
 
 
 @few
@@ -199,6 +202,36 @@ def test_a_broken_sequence_stays_alone(bad, name):
     slots = both.slots
     assert ((slots.free >= 0) & (slots.free <= 5)).all()
     assert ((slots.positions >= 0).sum(-1) == 5).all()
+
+
+# --- feature maps -----------------------------------------------------------------------------
+
+
+@few
+@given(
+    cases(max_length=9),
+    st.sampled_from([(4, 8), (8, 40), (32, 100)]),
+    st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_fused_maps_equal_the_packed_ones(case, sizes, compute):
+    rank, hidden = sizes
+    kernel = strong_kernel(case, kernel_size=rank, hidden_size=hidden, compute_dtype=compute)
+    packed, fused = PackedKernel(kernel), gpu.FusedKernel(kernel.to(DEVICE))
+    # In half precision both round, and not at the same places; the truth rounds weights only.
+    packed.w1, packed.w2 = packed.w1.float(), packed.w2.float()
+    q, k, _ = (x.to(compute) for x in case.qkv)
+    expected = packed.both(q, k)
+    both = fused.both(q.to(DEVICE), k.to(DEVICE))
+    apart = fused.phi(q.to(DEVICE)), fused.psi(k.to(DEVICE))
+    for truth, mine, other in zip(expected, both, apart, strict=True):
+        near = 1e-5 if compute == torch.float32 else 1e-2
+        torch.testing.assert_close(
+            mine.cpu(), truth, rtol=0, atol=near * max(1, float(truth.max()))
+        )
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
+# --- all together -----------------------------------------------------------------------------
 
 
 @pytest.mark.slow

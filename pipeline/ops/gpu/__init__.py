@@ -1,8 +1,9 @@
 """The operators in Triton, one to a file, each with the signature of its plain reference."""
 
-from pipeline.ops.gpu import decoding
+from pipeline.ops.gpu import decoding, maps
 from pipeline.ops.gpu.decoding import absorb_and_merge, decode, step
+from pipeline.ops.gpu.maps import FusedKernel, features
 
-__all__ = ["MODULES", "absorb_and_merge", "decode", "step"]
+__all__ = ["MODULES", "FusedKernel", "absorb_and_merge", "decode", "features", "step"]
 
-MODULES = [decoding]
+MODULES = [decoding, maps]

@@ -6,7 +6,6 @@ set before triton was imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import triton
@@ -27,9 +26,9 @@ def rows(count: int) -> int:
     return 1 if count == 1 else padded(count)
 
 
-def tuned(configs: list[triton.Config], key: list[str]) -> Callable[[Any], Any]:
+def tuned(configs: list[triton.Config], key: list[str]) -> Any:
     """Choose among ``configs`` on the GPU at hand; the interpreter takes the first."""
-    return triton.autotune(configs[:1] if INTERPRETED else configs, key=key)  # type: ignore[no-any-return]
+    return triton.autotune(configs[:1] if INTERPRETED else configs, key=key)
 
 
 @triton.jit

@@ -1,0 +1,99 @@
+"""Feature maps phi and psi of a trained kernel, hidden units never in memory."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from pipeline.features import PackedKernel
+from pipeline.ops.gpu.tiles import dot, padded, rows, tuned
+
+CONFIGS = [
+    triton.Config({"BLOCK": block}, num_warps=warps, num_stages=stages)
+    for block, warps, stages in [(32, 4, 2), (64, 4, 2), (64, 4, 3), (64, 8, 2)]
+]
+"""Hidden units at once."""
+TOKENS = 64
+"""Tokens of one program, at most."""
+SQRT_HALF = tl.constexpr(0.5**0.5)
+
+
+@triton.jit
+def gelu(x):  # type: ignore[no-untyped-def]
+    """x times the normal distribution function of x."""
+    return 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
+
+
+@tuned(CONFIGS, key=["D", "RP", "TP", "hidden_size"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["heads", "groups", "count", "length"])
+def _features_kernel(  # type: ignore[no-untyped-def]
+    q, k, w1, w2, last, phi, psi, heads, groups, count, length, hidden_size,
+    D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Programs (heads + groups, tokens / TP): the heads of q (B, H, T, D), then those of k.
+
+    ``count`` B T tokens a head. Weights as :class:`~pipeline.features.PackedKernel` holds them.
+    """
+    head = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(1) * TP + tl.arange(0, TP)
+    d, r = tl.arange(0, DP), tl.arange(0, RP)
+    some = (token < count)[:, None]
+    b, t = token // length, token % length
+    if head < heads:
+        row = (b * heads + head) * length + t
+        x = tl.load(q + row[:, None] * D + d[None, :], some & (d < D)[None, :], 0.0)
+        x = x.to(w1.dtype.element_ty)
+    else:
+        row = (b * groups + head - heads) * length + t
+        x = tl.load(k + row[:, None] * D + d[None, :], some & (d < D)[None, :], 0.0)
+        x = x.to(w1.dtype.element_ty)
+    u = tl.zeros([TP, RP], tl.float32)
+    for start in range(0, hidden_size, BLOCK):
+        h = start + tl.arange(0, BLOCK)
+        within = h < hidden_size
+        at = (head * hidden_size + h)[None, :] * D + d[:, None]
+        hidden = dot(x, tl.load(w1 + at, within[None, :] & (d < D)[:, None], 0.0))
+        at = (head * R + r)[None, :] * hidden_size + h[:, None]
+        weight = tl.load(w2 + at, within[:, None] & (r < R)[None, :], 0.0)
+        u += dot(gelu(hidden).to(weight.dtype), weight)
+    at = (head * R + r)[None, :] * R + r[:, None]
+    y = tl.abs(dot(gelu(u), tl.load(last + at, (r < R)[None, :] & (r < R)[:, None], 0.0)))
+    if head < heads:
+        tl.store(phi + row[:, None] * R + r[None, :], y, some & (r < R)[None, :])
+    else:
+        tl.store(psi + row[:, None] * R + r[None, :], y, some & (r < R)[None, :])
+
+
+def features(
+    q: torch.Tensor, k: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, last: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of queries (B, H, T, D) and keys (B, G, T, D), float32, in one launch.
+
+    Args:
+        w1, w2, last: (H + G, R', D), (H + G, R, R') and (H + G, R, R); see
+            :class:`pipeline.features.PackedKernel`, whose maps these are.
+    """
+    q, k = q.contiguous(), k.contiguous()
+    batch, heads, length, size = q.shape
+    groups, count, (hidden_size, rank) = k.shape[1], batch * length, w2.shape[:0:-1]
+    phi = q.new_empty(batch, heads, length, rank, dtype=torch.float32)
+    psi = k.new_empty(batch, groups, length, rank, dtype=torch.float32)
+    tokens = min(TOKENS, rows(count))
+    _features_kernel[(heads + groups, triton.cdiv(count, tokens))](
+        q, k, w1, w2, last, phi, psi, heads, groups, count, length, hidden_size,
+        size, rank, padded(size), padded(rank), tokens,
+    )  # fmt: skip
+    return phi, psi
+
+
+class FusedKernel(PackedKernel):
+    """A :class:`~pipeline.features.PackedKernel` whose maps are one launch."""
+
+    def _features(self, x: torch.Tensor, heads: slice) -> torch.Tensor:
+        return features(x, x[:, :0], self.w1[heads], self.w2[heads], self.last[heads])[0]
+
+    def both(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(phi(q), psi(k)) of as many tokens each."""
+        return features(q, k, self.w1, self.w2, self.last)
