@@ -1,9 +1,10 @@
-"""Compile every Triton kernel for a GPU that need not be there: `python tests/compiled.py 90`.
+"""Compile every Triton kernel for a GPU that need not be there: `python tests/compiled.py 90 all`.
 
 The interpreter runs kernels that no GPU would take (types that do not match, names that Triton
 keeps for itself, tiles too large). Here operators are called as anywhere, but their launches only
-compile, down to machine code; what they return means nothing. Prints the name of each kernel, its
-shared memory in bytes, and its registers and stack as the assembler reports them.
+compile, down to machine code; what they return means nothing. Of tuned kernels the first
+configuration, or all. Prints the name of each kernel, its shared memory in bytes, and its registers
+and stack as the assembler reports them.
 """
 
 import subprocess
@@ -53,7 +54,7 @@ def usage(cubin):
 
 
 def only_compile():
-    """From now on launches compile and do not run; of tuned kernels every configuration."""
+    """From now on launches compile and do not run."""
     run, seen = JITFunction.run, set()
 
     def compile_one(self, *args, grid, warmup, **options):
@@ -63,7 +64,7 @@ def only_compile():
             print(self.__name__, kernel.metadata.shared, usage(kernel.asm["cubin"]), flush=True)
 
     def compile_all(self, *args, **options):
-        for config in self.configs:
+        for config in self.configs if "all" in sys.argv else self.configs[:1]:
             self.fn.run(*args, **options, **config.all_kwargs())
 
     JITFunction.run, Autotuner.run = compile_one, compile_all
@@ -91,6 +92,15 @@ def maps(heads, groups, size, rank, hidden_size, tokens, dtype):
     gpu.features(q, k, w1, w2, torch.zeros(count, rank, rank))
 
 
+def linear(heads, groups, rank, size):
+    phi, psi, v = (
+        torch.zeros(1, count, 300, width, requires_grad=True)
+        for count, width in ((heads, rank), (groups, rank), (groups, size))
+    )
+    numerator, denominator = gpu.linear_attention(phi, psi, v)
+    (numerator.sum() + denominator.sum()).backward()
+
+
 def main():
     driver.set_active(AbsentGpu(int(sys.argv[1])))
     only_compile()
@@ -101,6 +111,8 @@ def main():
     maps(4, 4, 128, 8, 512, 1, torch.float16)
     maps(8, 2, 80, 32, 512, 300, torch.bfloat16)
     maps(4, 4, 128, 8, 512, 20, torch.float32)
+    linear(4, 4, 8, 128)
+    linear(8, 2, 32, 256)
 
 
 if __name__ == "__main__":

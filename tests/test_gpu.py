@@ -14,11 +14,12 @@ from unittest import mock
 import pytest
 import torch
 import triton.language as tl
-from helpers import Case, assert_same_evictions, cases, strong_kernel
+from helpers import Case, assert_same_evictions, cases, randn, strong_kernel
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from triton.runtime import interpreter
 
+from pipeline import synthesis
 from pipeline.cache import LessLayer
 from pipeline.features import PackedKernel, pack
 from pipeline.ops import NEVER, gpu, reference
@@ -231,15 +232,42 @@ def test_fused_maps_equal_the_packed_ones(case, sizes, compute):
         torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
 
 
+# --- linear attention -------------------------------------------------------------------------
+
+
+@few
+@given(
+    st.integers(1, 40), st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)]),
+    st.sampled_from([1, 5, 8, 32]), st.sampled_from([4, 16, 80]), st.integers(0, 2**20),
+)  # fmt: skip
+def test_linear_attention_and_its_gradients(length, heads, rank, size, seed):
+    shapes = (heads[0], rank), (heads[1], rank), (heads[1], size)
+    leaves = [
+        randn(2, count, length, width, seed=seed + i).to(DEVICE).requires_grad_()
+        for i, (count, width) in enumerate(shapes)
+    ]
+    weights = [
+        randn(2, heads[0], length, *rest, seed=seed + 3).to(DEVICE) for rest in ((size,), ())
+    ]
+
+    def everything(linear_attention):
+        parts = linear_attention(*leaves)
+        loss = sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True))
+        return [*parts, *torch.autograd.grad(loss, leaves)]
+
+    mine, truth = everything(gpu.linear_attention), everything(synthesis.linear_attention)
+    for a, b in zip(mine, truth, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.detach().abs().max() + 1))
+
+
 # --- all together -----------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", ["80", "90"])
-def test_kernels_compile(capability, tmp_path):
-    """For an A100 and an H100, whatever is in this machine; see compiled.py."""
+def test_kernels_compile(tmp_path):
+    """For an A100, whatever is in this machine; see compiled.py."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    script = [sys.executable, Path(__file__).with_name("compiled.py"), capability]
+    script = [sys.executable, Path(__file__).with_name("compiled.py"), "80"]
     root = Path(__file__).parent.parent
     environment["PYTHONPATH"] = str(root)
     done = subprocess.run(script, env=environment, cwd=root, capture_output=True, text=True)
@@ -252,5 +280,4 @@ def test_kernels_compile(capability, tmp_path):
         if name.endswith("_kernel") and hasattr(value, "run")
     }
     assert {line[0] for line in lines} == kernels
-    # What a block may have of shared memory: 163 KiB (A100), 227 KiB (H100).
-    assert max(int(line[1]) for line in lines) <= 163 * 1024
+    assert max(int(line[1]) for line in lines) <= 163 * 1024  # all there is

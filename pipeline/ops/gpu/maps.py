@@ -26,7 +26,7 @@ def gelu(x):  # type: ignore[no-untyped-def]
 
 
 @tuned(CONFIGS, key=["D", "RP", "TP", "hidden_size"])  # type: ignore[untyped-decorator]
-@triton.jit(do_not_specialize=["heads", "groups", "count", "length"])
+@triton.jit(do_not_specialize=["heads", "groups", "count", "length"])  # type: ignore[untyped-decorator]
 def _features_kernel(  # type: ignore[no-untyped-def]
     q, k, w1, w2, last, phi, psi, heads, groups, count, length, hidden_size,
     D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr,
