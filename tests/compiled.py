@@ -19,7 +19,11 @@ from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
+from pipeline.features import pack
+from pipeline.kernels import get_kernel
 from pipeline.ops import gpu
+from pipeline.ops.gpu import decoding, maps
+from pipeline.ops.gpu.sparse import merge
 from pipeline.policies import get_policy
 from pipeline.slots import Slots
 from pipeline.synthesis import LowRankState
@@ -71,25 +75,31 @@ def only_compile():
 
 
 def decode(policy, groups, rep, size, rank, dtype):
-    q = torch.zeros(2, groups * rep, 1, size, dtype=dtype)
+    heads = groups * rep
+    q = torch.zeros(2, heads, 1, size, dtype=dtype)
     k = torch.zeros(2, groups, 1, size, dtype=dtype)
+    kernel = get_kernel(
+        "less", num_heads=heads, num_kv_heads=groups, head_dim=size, kernel_size=rank,
+        compute_dtype=dtype,
+    )  # fmt: skip
+    kernel = pack(kernel)
     slots, position = Slots.empty(k, policy), torch.zeros(2, dtype=torch.int32)
-    phi, psi = torch.zeros(2, groups * rep, 1, rank), torch.zeros(2, groups, 1, rank)
     state = LowRankState.zeros(2, groups, rank, size)
-    decoded = gpu.decode(slots, q, k, k, position, policy)
-    gpu.absorb_and_merge(decoded, phi, psi, state, position, policy.budget)
-    features = torch.zeros(2, groups, policy.budget + 1, rank)
-    gpu.step(slots, features, state, q, k, k, phi, psi, position, policy)
+    decoded = decoding.decode(slots, q, k, k, position, policy)
+    decoding.correct(decoded, q, kernel, state, position, policy.budget)
+    kept = torch.zeros(2, groups, policy.budget + 1, rank)
+    decoding.step(slots, kept, state, q, k, k, kernel, position, policy)
+    maps.features(kernel, q.expand(-1, -1, 50, -1), k.expand(-1, -1, 50, -1))
 
 
-def maps(heads, groups, size, rank, hidden_size, tokens, dtype):
-    q, k = (torch.zeros(tokens, count, 1, size, dtype=dtype) for count in (heads, groups))
-    count = heads + groups
-    w1, w2 = (
-        torch.zeros(count, *shape, dtype=dtype)
-        for shape in ((hidden_size, size), (rank, hidden_size))
-    )
-    gpu.features(q, k, w1, w2, torch.zeros(count, rank, rank))
+def sequence(policy, shared, rep, size, dtype):
+    q = torch.zeros(2, shared, rep, 300, size, dtype=dtype)
+    k = torch.zeros(2, shared, 300, size, dtype=dtype)
+    gpu.evict(q, k, policy, "full")
+    gpu.sparse_attention(q, k, k, torch.zeros(2, 300, dtype=torch.int32))
+    sparse = torch.zeros(2, 3, 300, size)
+    parts = torch.zeros(2, 3, 300, size + 1, requires_grad=True)
+    merge(sparse, sparse[..., 0], parts).sum().backward()
 
 
 def linear(heads, groups, rank, size):
@@ -108,9 +118,9 @@ def main():
     decode(get_policy("lambda", 204), 4, 4, 80, 8, torch.bfloat16)
     decode(get_policy("tova", 800), 2, 71, 64, 8, torch.float16)
     decode(get_policy("h2o", 204), 2, 8, 256, 32, torch.float32)
-    maps(4, 4, 128, 8, 512, 1, torch.float16)
-    maps(8, 2, 80, 32, 512, 300, torch.bfloat16)
-    maps(4, 4, 128, 8, 512, 20, torch.float32)
+    sequence(get_policy("h2o", 204), 1, 4, 128, torch.float16)
+    sequence(get_policy("tova", 40), 3, 2, 80, torch.bfloat16)
+    sequence(get_policy("lambda", 40), 1, 1, 256, torch.float32)
     linear(4, 4, 8, 128)
     linear(8, 2, 32, 256)
 

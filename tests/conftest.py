@@ -3,6 +3,7 @@
 import os
 from importlib.util import find_spec
 
+import interpreted  # noqa: F401
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -23,9 +24,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 torch.set_num_threads(1)  # tensors here are tiny
 
 collect_ignore = [] if find_spec("triton") else ["test_gpu.py"]  # Linux has it
-if not torch.cuda.is_available():
-    # Triton looks at this when it is first imported, which transformers does on the way.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(params=[reference, cpu], ids=["reference", "cpu"])

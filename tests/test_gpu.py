@@ -21,9 +21,10 @@ from triton.runtime import interpreter
 
 from pipeline import synthesis
 from pipeline.cache import LessLayer
+from pipeline.eviction import evicted_at
 from pipeline.features import PackedKernel, pack
-from pipeline.ops import NEVER, gpu, reference
-from pipeline.ops.gpu import decoding
+from pipeline.ops import NEVER, decode_reference, gpu, reference
+from pipeline.ops.gpu import decoding, maps, scan
 from pipeline.policies import get_policy
 from pipeline.slots import Slots, by_head
 from pipeline.synthesis import LowRankState, correct
@@ -70,12 +71,12 @@ class Reader:
     """Tokens of a case, padded on the left, read through slots and, with a kernel, a state."""
 
     def __init__(self, case, padding, kernel=None):
-        self.case, self.kernel = case, kernel and pack(kernel)
+        self.case, self.kernel = case, kernel and pack(kernel.to(DEVICE))
         self.q, self.k, self.v, self.padding = (x.to(DEVICE) for x in (*case.qkv, padding))
         self.slots = Slots.empty(self.k, case.policy)
         if kernel is not None:
             sizes = case.batch, case.groups, kernel.kernel_size
-            self.features = torch.zeros(*sizes[:2], case.policy.budget + 1, sizes[2], device=DEVICE)
+            self.kept = torch.zeros(*sizes[:2], case.policy.budget + 1, sizes[2], device=DEVICE)
             self.state = LowRankState.zeros(*sizes, case.size, DEVICE)
 
     def decode(self, ops, start, stop):
@@ -85,16 +86,14 @@ class Reader:
         decoded = ops.decode(self.slots, q, k, v, position, policy)
         if self.kernel is None:
             return decoded.out, decoded.positions
-        phi, psi = self.kernel.both(q, decoded.keys)
-        gone = decoded.positions
-        return ops.absorb_and_merge(decoded, phi, psi, self.state, position, policy.budget), gone
+        out = ops.correct(decoded, q, self.kernel, self.state, position, policy.budget)
+        return out, decoded.positions
 
     def step(self, start, stop):
         """The same by the fused step: output."""
         q, k, v = (x[:, :, start:stop] for x in (self.q, self.k, self.v))
-        phi, psi = self.kernel.both(q, k)
-        return gpu.step(
-            self.slots, self.features, self.state, q, k, v, phi, psi, start - self.padding,
+        return decoding.step(
+            self.slots, self.kept, self.state, q, k, v, self.kernel, start - self.padding,
             self.case.policy,
         )  # fmt: skip
 
@@ -124,7 +123,7 @@ def test_decode_equals_the_whole_sequence(stream, with_kernel):
     case, padding, piece = stream
     kernel = strong_kernel(case) if with_kernel else None
     reader = Reader(case, padding, kernel)
-    pieces = [reader.decode(gpu, t, t + piece) for t in range(0, case.length, piece)]
+    pieces = [reader.decode(decoding, t, t + piece) for t in range(0, case.length, piece)]
     out, gone = (torch.cat(column, 2).cpu() for column in zip(*pieces, strict=True))
     held = (reader.slots.positions >= 0).sum(-1).cpu()
     assert (held == (case.length - padding)[:, None].clamp(max=case.policy.budget)).all()
@@ -154,7 +153,7 @@ def test_fused_step_equals_separate_launches(stream, span):
     with mock.patch.object(decoding, "SPAN", span):
         for start in range(0, case.length, piece):
             out = fused.step(start, start + piece)
-            expected, _ = plain.decode(gpu, start, start + piece)
+            expected, _ = plain.decode(decoding, start, start + piece)
             torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(fused.tensors(), plain.tensors(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
@@ -181,8 +180,8 @@ def test_head_sizes(size):
     case = Case(policy, 1, 2, 2, 44, size, 0, torch.float16, "cached", 0.3, 0)
     kernel = strong_kernel(case, kernel_size=32 if size == 80 else 8)
     reader, truth = (Reader(case, torch.tensor([0]), kernel) for _ in range(2))
-    out, gone = reader.decode(gpu, 0, 44)
-    expected, evicted = truth.decode(reference, 0, 44)
+    out, gone = reader.decode(decoding, 0, 44)
+    expected, evicted = truth.decode(decode_reference, 0, 44)
     assert torch.equal(gone, evicted)
     torch.testing.assert_close(out, expected, **CLOSE)
 
@@ -214,22 +213,16 @@ def test_a_broken_sequence_stays_alone(bad, name):
     st.sampled_from([(4, 8), (8, 40), (32, 100)]),
     st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )
-def test_fused_maps_equal_the_packed_ones(case, sizes, compute):
+def test_maps_of_a_step(case, sizes, compute):
     rank, hidden = sizes
     kernel = strong_kernel(case, kernel_size=rank, hidden_size=hidden, compute_dtype=compute)
-    packed, fused = PackedKernel(kernel), gpu.FusedKernel(kernel.to(DEVICE))
-    # In half precision both round, and not at the same places; the truth rounds weights only.
-    packed.w1, packed.w2 = packed.w1.float(), packed.w2.float()
-    q, k, _ = (x.to(compute) for x in case.qkv)
-    expected = packed.both(q, k)
-    both = fused.both(q.to(DEVICE), k.to(DEVICE))
-    apart = fused.phi(q.to(DEVICE)), fused.psi(k.to(DEVICE))
-    for truth, mine, other in zip(expected, both, apart, strict=True):
-        near = 1e-5 if compute == torch.float32 else 1e-2
-        torch.testing.assert_close(
-            mine.cpu(), truth, rtol=0, atol=near * max(1, float(truth.max()))
-        )
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+    kernel = PackedKernel(kernel.to(DEVICE))
+    q, k, _ = (x.to(DEVICE) for x in case.qkv)
+    expected = kernel.phi(q), kernel.psi(k)
+    for mine, truth in zip(maps.features(kernel, q, k), expected, strict=True):
+        # The first product is rounded to the compute type, and a sum may fall on either side.
+        near = 1e-5 if compute == torch.float32 else 2e-2
+        torch.testing.assert_close(mine, truth, rtol=0, atol=near * max(1, float(truth.max())))
 
 
 # --- linear attention -------------------------------------------------------------------------
@@ -258,6 +251,72 @@ def test_linear_attention_and_its_gradients(length, heads, rank, size, seed):
     mine, truth = everything(gpu.linear_attention), everything(synthesis.linear_attention)
     for a, b in zip(mine, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.detach().abs().max() + 1))
+
+
+# --- eviction and sparse attention over a sequence --------------------------------------------
+
+
+@few
+@given(cases(max_length=24), st.sampled_from([5, 256]))
+def test_evictions_equal_the_loop(case, block):
+    q, k, _ = (x.to(DEVICE) for x in case.sets)
+    with mock.patch.object(scan, "QUERY_BLOCK", block):
+        times = gpu.evict(q, k, case.policy, case.scores, case.prompt).cpu()
+    assert times.dtype == torch.int32
+    truth = reference.evict(*case.sets[:2], case.policy, case.scores, case.prompt)
+    assert_same_evictions(case, truth, times)
+
+
+@few
+@given(cases(max_length=24))
+def test_bounded_attention_equals_the_loop(case):
+    q, k, v = case.sets
+    case = case.but(scores="cached")
+    on_device = (x.to(DEVICE) for x in (q, k, v))
+    times, *read = gpu.bounded_attention(*on_device, case.policy, case.prompt)
+    truth = reference.evict(q, k, case.policy, "cached", case.prompt)
+    assert_same_evictions(case, truth, times.cpu())
+    expected = reference.sparse_attention(q, k, v, times.cpu())
+    torch.testing.assert_close([x.cpu() for x in read], list(expected), **CLOSE)
+
+
+@few
+@given(cases(max_length=40), st.randoms(use_true_random=False))
+def test_sparse_attention_equals_the_mask(case, random):
+    """Any times, not only those a policy makes."""
+    sets = [x.to(DEVICE) for x in case.sets]
+    times = [
+        [random.choice([NEVER, random.randint(j + 1, case.length)]) for j in range(case.length)]
+        for _ in range(len(sets[0]))
+    ]
+    times = torch.tensor(times, dtype=torch.int32, device=DEVICE)
+    torch.testing.assert_close(
+        gpu.sparse_attention(*sets, times), reference.sparse_attention(*sets, times), **CLOSE
+    )
+
+
+@few
+@given(cases(max_length=24))
+def test_synthesis_and_its_gradients(case):
+    times = evicted_at(*case.qkv[:2], case.policy, case.scores, case.prompt).to(DEVICE)
+    q, k, v = (x.to(DEVICE) for x in case.qkv)
+    kernel, toward = strong_kernel(case).to(DEVICE), randn(*q.shape, seed=1).to(DEVICE)
+
+    def everything(synthesize):
+        kernel.zero_grad()
+        out = synthesize(q, k, v, times, kernel)
+        if out.grad_fn is not None:  # something was evicted
+            (out * toward).sum().backward()
+        return out, {name: p.grad for name, p in kernel.named_parameters()}
+
+    (mine, grads), (truth, expected) = map(everything, (gpu.synthesize, synthesis.synthesize))
+    torch.testing.assert_close(mine, truth, **CLOSE)
+    for name, grad in expected.items():
+        if grad is None:
+            assert grads[name] is None
+            continue
+        largest = float(grad.abs().max())
+        torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-3 * largest + 1e-6)
 
 
 # --- all together -----------------------------------------------------------------------------

@@ -1,18 +1,21 @@
-"""The operators in Triton, one to a file, each with the signature of its plain reference."""
+"""The operators in Triton, one to a file, each with the signature of its plain reference.
 
-from pipeline.ops.gpu import decoding, linear, maps
-from pipeline.ops.gpu.decoding import absorb_and_merge, decode, step
+``decoding`` serves a bounded cache; the names below are operators over sequences.
+"""
+
+from pipeline.ops.gpu import decoding, linear, maps, scan, sparse
 from pipeline.ops.gpu.linear import linear_attention
-from pipeline.ops.gpu.maps import FusedKernel, features
+from pipeline.ops.gpu.scan import bounded_attention, evict
+from pipeline.ops.gpu.sparse import correct, sparse_attention, synthesize
 
 __all__ = [
     "MODULES",
-    "FusedKernel",
-    "absorb_and_merge",
-    "decode",
-    "features",
+    "bounded_attention",
+    "correct",
+    "evict",
     "linear_attention",
-    "step",
+    "sparse_attention",
+    "synthesize",
 ]
 
-MODULES = [decoding, maps, linear]
+MODULES = [decoding, maps, linear, scan, sparse]

@@ -18,7 +18,10 @@ import torch
 import triton
 import triton.language as tl
 
-from pipeline.ops import NEVER, Decoded, reference
+from pipeline.features import PackedKernel, PlainKernel
+from pipeline.ops import NEVER, decode_reference
+from pipeline.ops.decode import Decoded
+from pipeline.ops.gpu.maps import features
 from pipeline.ops.gpu.tiles import SMALLEST, dot, padded, rows, weigh
 from pipeline.policies import Policy
 from pipeline.slots import Slots
@@ -50,8 +53,8 @@ class Tokens(NamedTuple):
 class Held(NamedTuple):
     """What a layer holds: the fields of Slots, psi of each slot (B, G, C + 1, R), H and z."""
 
-    key: torch.Tensor
-    value: torch.Tensor
+    key: torch.Tensor | None
+    value: torch.Tensor | None
     position: torch.Tensor
     score: torch.Tensor
     free: torch.Tensor
@@ -61,20 +64,21 @@ class Held(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Between stages, float32: logits (B, H, C + 1); of each part (B, G, parts, N) its greatest
+    """Between stages, float32: logits (B, H, C + 1), or probabilities (B U, T, width) where
+    they are given; of each part (B, G, parts, N) its greatest
     logit, the sum of the exponentials and what it read (..., D); the same put together (B, H).
     """
 
     logits: torch.Tensor | None
-    part_top: torch.Tensor
-    part_sum: torch.Tensor
-    part_out: torch.Tensor
-    top: torch.Tensor
-    sum: torch.Tensor
+    part_top: torch.Tensor | None
+    part_sum: torch.Tensor | None
+    part_out: torch.Tensor | None
+    top: torch.Tensor | None
+    sum: torch.Tensor | None
 
 
 class Results(NamedTuple):
-    """The fields of :class:`~pipeline.ops.Decoded`; the evicted pairs where no state takes them."""
+    """Fields of :class:`~pipeline.ops.decode.Decoded`; evicted pairs where no state takes them."""
 
     out: torch.Tensor
     lse: torch.Tensor
@@ -94,7 +98,8 @@ class Rule(NamedTuple):
 
 class Sizes(NamedTuple):
     """Compile-time sizes: query heads N, head size D and features R of a key/value head, key/value
-    heads M of an index set; tile sides NP, DP, RP; slots at once BLOCK (keys) and PLACES (scores).
+    heads M of an index set; tile sides NP, DP, RP; slots at once BLOCK (keys) and PLACES (scores);
+    whether probabilities are SCORED at all, and GIVEN, and whether there is a STATE.
     """
 
     N: tl.constexpr
@@ -107,6 +112,7 @@ class Sizes(NamedTuple):
     BLOCK: tl.constexpr
     PLACES: tl.constexpr
     SCORED: tl.constexpr
+    GIVEN: tl.constexpr
     STATE: tl.constexpr
 
 
@@ -221,9 +227,14 @@ def _merge(new, held, scratch, results, head, now, t, length, parts, budget, eps
 
 
 @triton.jit
-def _choose(held, scratch, results, unit, now, t, length, places, rule, S):  # type: ignore[no-untyped-def]
-    """Scores, eviction and what becomes of the evicted pair, for one index set."""
-    d, r = tl.arange(0, S.DP), tl.arange(0, S.RP)
+def evict(held, scratch, unit, now, t, length, places, width, rule, S):  # type: ignore[no-untyped-def]
+    """Update the scores of one index set and, where the budget is full, free a slot.
+
+    ``width``: keys in a row of given probabilities.
+
+    Returns:
+        Whether a pair was evicted, its slot and its position.
+    """
     real, full = now >= 0, now >= rule.budget
     slot = tl.load(held.free + unit)
     lowest = tl.full([], float("inf"), tl.float32)
@@ -237,15 +248,20 @@ def _choose(held, scratch, results, unit, now, t, length, places, rule, S):  # t
         if S.SCORED:
             at = unit * places + c
             score = tl.load(held.score + at, (c < places) & (c != slot), 0.0) * rule.decay
-            for m in range(0, S.M * S.N):
-                row = unit * S.M * S.N + m
-                logit = tl.load(scratch.logits + row * places + c, position >= 0, float("-inf"))
-                score += tl.exp(logit - tl.load(scratch.top + row)) / tl.load(scratch.sum + row)
+            if S.GIVEN:
+                row = (unit * length + t) * width
+                score += tl.load(scratch.logits + row + position, position >= 0, 0.0)
+            else:
+                for m in range(0, S.M * S.N):
+                    row = unit * S.M * S.N + m
+                    logit = scratch.logits + row * places + c
+                    logit = tl.load(logit, position >= 0, float("-inf")) - tl.load(
+                        scratch.top + row
+                    )
+                    score += tl.exp(logit) / tl.load(scratch.sum + row)
             tl.debug_barrier()  # threads may share an element: all must have read the old score
             tl.store(held.score + at, score, (c < places) & real)
-            score = tl.where(
-                score == score, score, 3e38
-            )  # of NaN: a slot must be found all the same
+            score = tl.where(score == score, score, 3e38)  # among NaN too a slot must be found
         allowed = (position >= 0) & (position >= rule.sink) & (position <= now - rule.recent)
         score = tl.where(allowed, score, float("inf"))
         low = tl.min(score, 0)
@@ -261,6 +277,14 @@ def _choose(held, scratch, results, unit, now, t, length, places, rule, S):  # t
     tl.store(held.position + at + slot, tl.where(evicts & (victim == slot), -1, now), real)
     tl.store(held.position + at + victim, -1, evicts & (victim != slot))
     tl.store(held.free + unit, tl.where(evicts, victim, tl.maximum(now + 1, 0)))
+    return evicts, victim, oldest
+
+
+@triton.jit
+def _choose(held, scratch, results, unit, now, t, length, places, rule, S):  # type: ignore[no-untyped-def]
+    """Eviction and what becomes of the evicted pair, for one index set."""
+    d, r = tl.arange(0, S.DP), tl.arange(0, S.RP)
+    evicts, victim, oldest = evict(held, scratch, unit, now, t, length, places, 0, rule, S)
     if not S.STATE:
         tl.store(results.position + unit * length + t, tl.where(evicts, oldest, -1))
     for m in range(0, S.M):
@@ -337,14 +361,14 @@ def _sizes(
     block = max(SMALLEST, min(tile // padded(size), padded(places), SPAN))
     sizes = (
         rep, size, rank, groups // slots.positions.shape[1], rows(rep), padded(size), padded(rank),
-        block, min(PLACES, padded(places)), scored, state is not None,
+        block, min(PLACES, padded(places)), scored, False, state is not None,
     )  # fmt: skip
     return Sizes(*map(tl.constexpr, sizes)), warps
 
 
 def _read(
     slots: Slots, new: Tokens, policy: Policy, results: Results,
-    features: torch.Tensor | None = None, state: LowRankState | None = None,
+    kept: torch.Tensor | None = None, state: LowRankState | None = None,
 ) -> None:  # fmt: skip
     """Run the kernels over all tokens of ``new``; slots, state and ``results`` change in place."""
     batch, heads, length, size = new.q.shape
@@ -364,7 +388,7 @@ def _read(
     )  # fmt: skip
     held = Held(
         slots.keys, slots.values, slots.positions, slots.scores, slots.free,
-        features, *((None, None) if state is None else (state.H, state.z)),
+        kept, *((None, None) if state is None else (state.H, state.z)),
     )  # fmt: skip
     rule = Rule(policy.sink, policy.recent, policy.budget, float(policy.decay))
     scale, units, sets = size**-0.5, batch * groups, batch * groups // shared
@@ -385,45 +409,49 @@ def decode(
     slots: Slots, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor,
     policy: Policy,
 ) -> Decoded:  # fmt: skip
-    """See :func:`pipeline.ops.reference.decode`; one launch however many tokens."""
+    """See :func:`pipeline.ops.decode_reference.decode`; one launch however many tokens.
+
+    ``rows`` stays empty: the maps read queries and keys where they are.
+    """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     decoded = Decoded(
         q.new_empty(q.shape, dtype=torch.float32),
         q.new_empty(q.shape[:-1], dtype=torch.float32),
         torch.empty_like(k), torch.empty_like(v),
-        slots.positions.new_empty(*slots.free.shape, q.shape[2]),
+        slots.positions.new_empty(*slots.free.shape, q.shape[2]), q.new_empty(0),
     )  # fmt: skip
-    _read(slots, Tokens(q, k, v, None, None, position), policy, Results(*decoded))
+    _read(slots, Tokens(q, k, v, None, None, position), policy, Results(*decoded[:5]))
     return decoded
 
 
 def step(
-    slots: Slots, features: torch.Tensor, state: LowRankState, q: torch.Tensor, k: torch.Tensor,
-    v: torch.Tensor, phi: torch.Tensor, psi: torch.Tensor, position: torch.Tensor, policy: Policy,
+    slots: Slots, kept: torch.Tensor, state: LowRankState, q: torch.Tensor, k: torch.Tensor,
+    v: torch.Tensor, kernel: PackedKernel | PlainKernel, position: torch.Tensor, policy: Policy,
 ) -> torch.Tensor:  # fmt: skip
-    """:func:`decode` and :func:`absorb_and_merge` in one, with psi of every slot kept beside it.
+    """:func:`decode` and :func:`correct` in one launch, after one for the features.
 
-    A pair's psi is formed once, when it enters, so nothing has to be computed between the choice
-    of the evicted pair and the state that takes it in.
+    psi of a pair is formed when it enters and kept beside its slot, so nothing has to be computed
+    between the choice of the evicted pair and the state that takes it in.
 
     Args:
-        features: psi of the pair in each slot, float32 (B, G, C + 1, R); changes in place, as
-            slots and state do.
-        q: (B, H, T, D). k, v: (B, G, T, D). phi: of q, (B, H, T, R). psi: of k, (B, G, T, R).
+        kept: psi of the pair in each slot, float32 (B, G, C + 1, R); changes in place, as slots
+            and state do.
+        q: (B, H, T, D). k, v: (B, G, T, D), of the slots' dtype.
         position: (B,) of the first token.
 
     Returns:
         (B, H, T, D), float32.
     """
-    q, k, v, phi, psi = (x.contiguous() for x in (q, k, v, phi, psi))
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     out = q.new_empty(q.shape, dtype=torch.float32)
     results = Results(out, q.new_empty(q.shape[:-1], dtype=torch.float32), None, None, None)
-    _read(slots, Tokens(q, k, v, phi, psi, position), policy, results, features, state)
+    phi, psi = (x.contiguous() for x in features(kernel, q, k))
+    _read(slots, Tokens(q, k, v, phi, psi, position), policy, results, kept, state)
     return out
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def _absorb_and_merge_kernel(out, lse, phi, psi, v, gone, first, H, z, groups, budget, epsilon, S):  # type: ignore[no-untyped-def]  # fmt: skip
+def _correct_kernel(out, lse, phi, psi, v, gone, first, H, z, groups, budget, epsilon, S):  # type: ignore[no-untyped-def]  # fmt: skip
     """One token, programs (B G)."""
     head = tl.program_id(0).to(tl.int64)
     n, d, r = tl.arange(0, S.NP), tl.arange(0, S.DP), tl.arange(0, S.RP)
@@ -441,23 +469,22 @@ def _absorb_and_merge_kernel(out, lse, phi, psi, v, gone, first, H, z, groups, b
         absorb(H, z, key_features, value, head, S)
 
 
-def absorb_and_merge(
-    decoded: Decoded, phi: torch.Tensor, psi: torch.Tensor, state: LowRankState,
+def correct(
+    decoded: Decoded, q: torch.Tensor, kernel: PackedKernel | PlainKernel, state: LowRankState,
     position: torch.Tensor, budget: int,
 ) -> torch.Tensor:  # fmt: skip
-    """See :func:`pipeline.ops.reference.absorb_and_merge`; one launch for one token, in place."""
-    batch, groups, length, rank = psi.shape
+    """See :func:`pipeline.ops.decode_reference.correct`; for one token two launches, in place."""
+    batch, groups, length, size = decoded.keys.shape
     if length > 1:
-        return reference.absorb_and_merge(decoded, phi, psi, state, position, budget)
-    heads, size = decoded.out.shape[1], decoded.out.shape[-1]
-    rep = heads // groups
+        return decode_reference.correct(decoded, q, kernel, state, position, budget)
+    phi, psi = (x.contiguous() for x in features(kernel, q, decoded.keys))
+    rep, rank = q.shape[1] // groups, psi.shape[-1]
     sizes = (
         rep, size, rank, groups // decoded.positions.shape[1], rows(rep), padded(size),
-        padded(rank), 0, 0, False, True,
+        padded(rank), 0, 0, False, False, True,
     )  # fmt: skip
-    _absorb_and_merge_kernel[(batch * groups,)](
-        decoded.out, decoded.lse, phi.contiguous(), psi.contiguous(), decoded.values,
-        decoded.positions, position, state.H, state.z, groups, budget, EPSILON,
-        Sizes(*map(tl.constexpr, sizes)),
+    _correct_kernel[(batch * groups,)](
+        decoded.out, decoded.lse, phi, psi, decoded.values, decoded.positions, position,
+        state.H, state.z, groups, budget, EPSILON, Sizes(*map(tl.constexpr, sizes)),
     )  # fmt: skip
     return decoded.out

@@ -22,13 +22,13 @@ import triton.language as tl
 
 from pipeline.ops.gpu.tiles import INTERPRETED, padded, tuned
 
-CHUNK = 16 if INTERPRETED else 64
+CHUNK = 16 if INTERPRETED else 32
 """Positions whose mutual weights are formed at once."""
 SIDE = 64
 """Rows and columns of a tile of the state, at most."""
 CONFIGS = [
     triton.Config({}, num_warps=warps, num_stages=stages)
-    for warps, stages in [(4, 2), (8, 2), (8, 1)]
+    for warps, stages in [(8, 2), (4, 2), (8, 1)]
 ]
 PRECISION = tl.constexpr("tf32x3")
 """Three products on tensor cores, that lose about as little as one in float32."""
@@ -158,10 +158,16 @@ def _by_group(x: torch.Tensor, groups: int) -> torch.Tensor:
     return summed
 
 
+def sums(phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Numerator and denominator of :func:`linear_attention` side by side, (B, H, T, D + 1)."""
+    w = torch.cat([v.float(), v.new_ones(*v.shape[:-1], 1, dtype=torch.float32)], dim=-1)
+    out: torch.Tensor = _LinearAttention.apply(phi.float(), psi.float(), w)
+    return out
+
+
 def linear_attention(
     phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`pipeline.synthesis.linear_attention`."""
-    w = torch.cat([v.float(), v.new_ones(*v.shape[:-1], 1, dtype=torch.float32)], dim=-1)
-    out: torch.Tensor = _LinearAttention.apply(phi.float(), psi.float(), w)
+    out = sums(phi, psi, v)
     return out[..., :-1], out[..., -1]

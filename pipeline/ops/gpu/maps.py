@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pipeline.features import PackedKernel
+from pipeline.features import PackedKernel, PlainKernel
 from pipeline.ops.gpu.tiles import dot, padded, rows, tuned
 
 CONFIGS = [
@@ -28,7 +28,7 @@ def gelu(x):  # type: ignore[no-untyped-def]
 @tuned(CONFIGS, key=["D", "RP", "TP", "hidden_size"])  # type: ignore[untyped-decorator]
 @triton.jit(do_not_specialize=["heads", "groups", "count", "length"])  # type: ignore[untyped-decorator]
 def _features_kernel(  # type: ignore[no-untyped-def]
-    q, k, w1, w2, last, phi, psi, heads, groups, count, length, hidden_size,
+    q, k, w1, w2, last, phi, psi, heads, groups, count, length, hidden_size, in_stride, out_stride,
     D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -53,11 +53,11 @@ def _features_kernel(  # type: ignore[no-untyped-def]
     for start in range(0, hidden_size, BLOCK):
         h = start + tl.arange(0, BLOCK)
         within = h < hidden_size
-        at = (head * hidden_size + h)[None, :] * D + d[:, None]
+        at = head * hidden_size * D + d[:, None] * in_stride + h[None, :] * out_stride
         hidden = dot(x, tl.load(w1 + at, within[None, :] & (d < D)[:, None], 0.0))
+        hidden = gelu(hidden.to(x.dtype).to(tl.float32))
         at = (head * R + r)[None, :] * hidden_size + h[:, None]
-        weight = tl.load(w2 + at, within[:, None] & (r < R)[None, :], 0.0)
-        u += dot(gelu(hidden).to(weight.dtype), weight)
+        u += dot(hidden, tl.load(w2 + at, within[:, None] & (r < R)[None, :], 0.0))
     at = (head * R + r)[None, :] * R + r[:, None]
     y = tl.abs(dot(gelu(u), tl.load(last + at, (r < R)[None, :] & (r < R)[:, None], 0.0)))
     if head < heads:
@@ -67,33 +67,24 @@ def _features_kernel(  # type: ignore[no-untyped-def]
 
 
 def features(
-    q: torch.Tensor, k: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, last: torch.Tensor
+    kernel: PackedKernel | PlainKernel, q: torch.Tensor, k: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of queries (B, H, T, D) and keys (B, G, T, D), float32, in one launch.
+    """(kernel.phi(q), kernel.psi(k)) of as many tokens each; one launch for a packed kernel.
 
     Args:
-        w1, w2, last: (H + G, R', D), (H + G, R, R') and (H + G, R, R); see
-            :class:`pipeline.features.PackedKernel`, whose maps these are.
+        q: (B, H, T, D). k: (B, G, T, D).
     """
+    if isinstance(kernel, PlainKernel):
+        return kernel.phi(q), kernel.psi(k)
     q, k = q.contiguous(), k.contiguous()
     batch, heads, length, size = q.shape
-    groups, count, (hidden_size, rank) = k.shape[1], batch * length, w2.shape[:0:-1]
+    groups, count = k.shape[1], batch * length
+    rank, hidden_size = kernel.w2.shape[1:]
     phi = q.new_empty(batch, heads, length, rank, dtype=torch.float32)
     psi = k.new_empty(batch, groups, length, rank, dtype=torch.float32)
     tokens = min(TOKENS, rows(count))
     _features_kernel[(heads + groups, triton.cdiv(count, tokens))](
-        q, k, w1, w2, last, phi, psi, heads, groups, count, length, hidden_size,
-        size, rank, padded(size), padded(rank), tokens,
+        q, k, kernel.w1, kernel.w2, kernel.last, phi, psi, heads, groups, count, length,
+        hidden_size, *kernel.w1.stride()[1:], size, rank, padded(size), padded(rank), tokens,
     )  # fmt: skip
     return phi, psi
-
-
-class FusedKernel(PackedKernel):
-    """A :class:`~pipeline.features.PackedKernel` whose maps are one launch."""
-
-    def _features(self, x: torch.Tensor, heads: slice) -> torch.Tensor:
-        return features(x, x[:, :0], self.w1[heads], self.w2[heads], self.last[heads])[0]
-
-    def both(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(phi(q), psi(k)) of as many tokens each."""
-        return features(q, k, self.w1, self.w2, self.last)
