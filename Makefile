@@ -5,7 +5,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help venv run test lint clean
+.PHONY: help venv run test gpu-check lint clean
 
 export PYTHON TORCH_ARGS
 # First on PATH for everything below and for the jobs snakemake starts.
@@ -17,6 +17,7 @@ help:
 	@echo 'make run    set up .venv if needed, then run the experiment of config.yaml'
 	@echo '            another: make run ARGS="--configfile experiments/smoke.yaml"'
 	@echo 'make test   set up .venv if needed, then lint, types and tests'
+	@echo 'make gpu-check  test and time the GPU operators; fails where there is no GPU'
 	@echo 'make lint   only the linters and types'
 	@echo 'make venv   only set up .venv'
 	@echo 'make clean  delete scratch/ (intermediate files); results and .venv stay'
@@ -36,6 +37,9 @@ lint: venv
 
 test: lint
 	pytest --durations=10 $(ARGS)
+
+gpu-check: venv
+	python -m benchmarks.gpu_check
 
 clean:
 	rm -rf scratch

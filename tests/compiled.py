@@ -22,12 +22,14 @@ from triton.runtime.jit import JITFunction
 from pipeline.features import pack
 from pipeline.kernels import get_kernel
 from pipeline.ops import gpu
-from pipeline.ops.gpu import decoding, maps
+from pipeline.ops.gpu import decoding
 from pipeline.ops.gpu.sparse import merge
 from pipeline.policies import get_policy
 from pipeline.slots import Slots
 from pipeline.synthesis import LowRankState
 
+SEEN = set()
+"""Hashes of the kernels compiled so far."""
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -59,12 +61,12 @@ def usage(cubin):
 
 def only_compile():
     """From now on launches compile and do not run."""
-    run, seen = JITFunction.run, set()
+    run = JITFunction.run
 
     def compile_one(self, *args, grid, warmup, **options):
         kernel = run(self, *args, grid=grid, warmup=True, **options)
-        if kernel.hash not in seen:
-            seen.add(kernel.hash)
+        if kernel.hash not in SEEN:
+            SEEN.add(kernel.hash)
             print(self.__name__, kernel.metadata.shared, usage(kernel.asm["cubin"]), flush=True)
 
     def compile_all(self, *args, **options):
@@ -74,10 +76,10 @@ def only_compile():
     JITFunction.run, Autotuner.run = compile_one, compile_all
 
 
-def decode(policy, groups, rep, size, rank, dtype):
+def decode(policy, groups, rep, size, rank, dtype, length=1):
     heads = groups * rep
-    q = torch.zeros(2, heads, 1, size, dtype=dtype)
-    k = torch.zeros(2, groups, 1, size, dtype=dtype)
+    q = torch.zeros(2, heads, length, size, dtype=dtype)
+    k = torch.zeros(2, groups, length, size, dtype=dtype)
     kernel = get_kernel(
         "less", num_heads=heads, num_kv_heads=groups, head_dim=size, kernel_size=rank,
         compute_dtype=dtype,
@@ -86,25 +88,25 @@ def decode(policy, groups, rep, size, rank, dtype):
     slots, position = Slots.empty(k, policy), torch.zeros(2, dtype=torch.int32)
     state = LowRankState.zeros(2, groups, rank, size)
     decoded = decoding.decode(slots, q, k, k, position, policy)
-    decoding.correct(decoded, q, kernel, state, position, policy.budget)
+    if length == 1:  # more are corrected in torch
+        decoding.correct(decoded, q, kernel, state, position, policy.budget)
     kept = torch.zeros(2, groups, policy.budget + 1, rank)
     decoding.step(slots, kept, state, q, k, k, kernel, position, policy)
-    maps.features(kernel, q.expand(-1, -1, 50, -1), k.expand(-1, -1, 50, -1))
 
 
-def sequence(policy, shared, rep, size, dtype):
-    q = torch.zeros(2, shared, rep, 300, size, dtype=dtype)
-    k = torch.zeros(2, shared, 300, size, dtype=dtype)
+def sequence(policy, shared, rep, size, dtype, length=300):
+    q = torch.zeros(2, shared, rep, length, size, dtype=dtype)
+    k = torch.zeros(2, shared, length, size, dtype=dtype)
     gpu.evict(q, k, policy, "full")
-    gpu.sparse_attention(q, k, k, torch.zeros(2, 300, dtype=torch.int32))
-    sparse = torch.zeros(2, 3, 300, size)
-    parts = torch.zeros(2, 3, 300, size + 1, requires_grad=True)
+    gpu.sparse_attention(q, k, k, torch.zeros(2, length, dtype=torch.int32))
+    sparse = torch.zeros(2, 3, length, size)
+    parts = torch.zeros(2, 3, length, size + 1, requires_grad=True)
     merge(sparse, sparse[..., 0], parts).sum().backward()
 
 
-def linear(heads, groups, rank, size):
+def linear(heads, groups, rank, size, length=300):
     phi, psi, v = (
-        torch.zeros(1, count, 300, width, requires_grad=True)
+        torch.zeros(1, count, length, width, requires_grad=True)
         for count, width in ((heads, rank), (groups, rank), (groups, size))
     )
     numerator, denominator = gpu.linear_attention(phi, psi, v)
@@ -115,6 +117,7 @@ def main():
     driver.set_active(AbsentGpu(int(sys.argv[1])))
     only_compile()
     decode(get_policy("h2o", 408), 4, 1, 128, 8, torch.float16)
+    decode(get_policy("h2o", 408), 4, 1, 128, 8, torch.float16, 50)
     decode(get_policy("lambda", 204), 4, 4, 80, 8, torch.bfloat16)
     decode(get_policy("tova", 800), 2, 71, 64, 8, torch.float16)
     decode(get_policy("h2o", 204), 2, 8, 256, 32, torch.float32)
@@ -123,6 +126,12 @@ def main():
     sequence(get_policy("lambda", 40), 1, 1, 256, torch.float32)
     linear(4, 4, 8, 128)
     linear(8, 2, 32, 256)
+    compiled = len(SEEN)
+    for length in (33, 512, 1):  # other lengths take the same kernels
+        decode(get_policy("h2o", 408), 4, 1, 128, 8, torch.float16, length + 20)
+        sequence(get_policy("h2o", 204), 1, 4, 128, torch.float16, length)
+        linear(4, 4, 8, 128, length)
+    assert len(SEEN) == compiled, "a kernel was compiled anew for another length"
 
 
 if __name__ == "__main__":

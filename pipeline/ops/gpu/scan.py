@@ -26,7 +26,7 @@ QUERY_BLOCK = 256
 evict_step = decoding.evict
 
 
-@triton.jit(do_not_specialize=[*RUNTIME, "first", "width"])
+@triton.jit(do_not_specialize=[*RUNTIME, "first", "width", "total"])
 def _rows_kernel(held, scratch, evicted_at, first, length, places, width, total, rule, S):  # type: ignore[no-untyped-def]  # fmt: skip
     """Queries ``first``.. with probabilities (U, length, width) given: programs (U).
 
