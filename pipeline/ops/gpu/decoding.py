@@ -40,7 +40,10 @@ LAST = tl.constexpr(NEVER)
 
 
 class Tokens(NamedTuple):
-    """The new tokens: q (B, H, T, D), k, v (B, G, T, D), phi (B, H, T, R), psi (B, G, T, R)."""
+    """The new tokens: q (B, H, T, D), k, v (B, G, T, D), phi (B, H, T, R), psi (B, G, T, R).
+
+    ``first`` (B,): the position of the first; negative ones are padding.
+    """
 
     q: torch.Tensor
     k: torch.Tensor
@@ -64,9 +67,9 @@ class Held(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Between stages, float32: logits (B, H, C + 1), or probabilities (B U, T, width) where
-    they are given; of each part (B, G, parts, N) its greatest
-    logit, the sum of the exponentials and what it read (..., D); the same put together (B, H).
+    """Between stages, float32: logits (B, H, C + 1), or given probabilities (B U, T, width); of
+    each part (B, G, parts, N) its greatest logit, the sum of the exponentials and what it read
+    (..., D); the first two put together (B, H).
     """
 
     logits: torch.Tensor | None
