@@ -25,7 +25,8 @@ from pipeline import synthesis
 from pipeline.cache import LessLayer
 from pipeline.eviction import evicted_at
 from pipeline.features import PackedKernel, pack
-from pipeline.ops import NEVER, decode_reference, gpu, reference
+from pipeline.ops import NEVER, backend, decode_reference, gpu, reference
+from pipeline.ops.decode import decode_backend
 from pipeline.ops.gpu import decoding, maps, scan
 from pipeline.policies import get_policy
 from pipeline.slots import Slots, by_head
@@ -361,6 +362,12 @@ def test_the_check_says_that_there_is_no_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_check.main() == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_gpu_gets_these_operators():
+    cuda = torch.device("cuda")
+    assert backend(cuda) is gpu
+    assert decode_backend(cuda) is decoding
 
 
 def test_operators_on_a_cpu_need_no_triton():

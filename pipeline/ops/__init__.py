@@ -26,6 +26,10 @@ def backend(device: torch.device) -> ModuleType:
         from pipeline.ops import cpu
 
         return cpu
+    if device.type == "cuda":
+        from pipeline.ops import gpu
+
+        return gpu
     from pipeline.ops import reference
 
     return reference

@@ -37,6 +37,10 @@ def decode_backend(device: torch.device) -> ModuleType:
         from pipeline.ops import decode_cpu
 
         return decode_cpu
+    if device.type == "cuda":
+        from pipeline.ops.gpu import decoding
+
+        return decoding
     from pipeline.ops import decode_reference
 
     return decode_reference
