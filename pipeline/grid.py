@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.methods import METHODS
+from pipeline.methods import GRID, METHODS
 from pipeline.policies import budget_tokens
 
 Config = Mapping[str, Any]
 
-GRID = "grid"
 STUDIES = {"R": "kernel_size", "P": "prompt_length", "S": "scores"}
 """Studies beside the grid, by the letter that marks their files (`h2o-0.05-R16`)."""
 SCORES = ("cached", "full")

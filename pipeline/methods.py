@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FULL = "full"
+"""The method of the full cache."""
+GRID = "grid"
+"""The study of what the grid itself measures, beside which the ablations stand."""
 
 
 @dataclass(frozen=True)

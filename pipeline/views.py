@@ -10,9 +10,8 @@ import pandas as pd
 from pipeline import paper
 from pipeline.errors import DataError
 from pipeline.files import load_table
-from pipeline.grid import GRID
 from pipeline.labels import METRICS, PRIMARY, label_of, policy_title
-from pipeline.methods import FULL, METHODS
+from pipeline.methods import FULL, GRID, METHODS
 
 BLOCK = ["model", "task", "policy", "sparsity"]
 """What methods are compared within."""

@@ -21,8 +21,7 @@ import pandas as pd
 
 from pipeline.errors import DataError
 from pipeline.files import load_table, save_table
-from pipeline.grid import GRID
-from pipeline.methods import FULL
+from pipeline.methods import FULL, GRID
 from pipeline.progress import Progress
 from pipeline.revision import short_commit
 from pipeline.statistics import (
