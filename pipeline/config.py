@@ -291,6 +291,17 @@ def _train_sparsities(config: Mapping[str, Any]) -> Mapping[str, list[float]]:
     return dict.fromkeys(config["grid"]["policies"], wanted)
 
 
+def _trained_checks(
+    place: str, trained: Mapping[str, list[float]], policy: str, sparsity: float
+) -> Iterator[ConfigError]:
+    """Whether there are kernels of a policy at a sparsity."""
+    if sparsity not in trained.get(policy, ()):
+        yield ConfigError(
+            f"{place}: no kernels are trained for {policy} at {sparsity}; "
+            "grid.train_sparsities says which are."
+        )
+
+
 def _ablation_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     """What is wrong with the studies beside the grid."""
     trained, tasks = _train_sparsities(config), config["tasks"]
@@ -308,11 +319,7 @@ def _ablation_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
             yield ConfigError(f"{place}.task: '{study['task']}' is not {kind}.")
         for policy in study.get("policies", [study.get("policy")]):
             for sparsity in study.get("sparsities", [study.get("sparsity")]):
-                if sparsity not in trained.get(policy, ()):
-                    yield ConfigError(
-                        f"{place}: no kernels are trained for {policy} at {sparsity}; "
-                        "grid.train_sparsities says which are."
-                    )
+                yield from _trained_checks(place, trained, policy, sparsity)
         for name_of_model, model in config["models"].items():
             longest = max(study.get("lengths", [0]))
             if longest + tasks[study["task"]].get("max_new_tokens", 0) > model["context"]:
@@ -351,11 +358,7 @@ def _map_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     """What is wrong with the attention maps."""
     maps, trained = config["maps"], _train_sparsities(config)
     for policy in maps["policies"] if maps else ():
-        if maps["sparsity"] not in trained.get(policy, ()):
-            yield ConfigError(
-                f"maps: no kernels are trained for {policy} at {maps['sparsity']}; "
-                "grid.train_sparsities says which are."
-            )
+        yield from _trained_checks("maps", trained, policy, maps["sparsity"])
     for name, model in config["models"].items():
         for layer, _ in maps["heads"] if maps else ():
             if layer >= model["num_layers"]:
