@@ -173,7 +173,6 @@ def part_steps(
     return {
         "attention": lambda: ops.decode(bare.slots, q, k, v, position, scoreless),
         "attention, eviction": lambda: ops.decode(layer.slots, q, k, v, position, policy),
-        "first product": lambda: layer.kernel.first_product(decoded.rows),
         "neither": correct(kept, early),
         "phi": correct(kept, position),
         "psi": correct(decoded, early),
@@ -185,10 +184,9 @@ def parts(medians: dict[str, float], layers: int, step: float) -> dict[str, floa
     one = {
         "attention": medians["attention"],
         "eviction": medians["attention, eviction"] - medians["attention"],
-        "first product of the kernels": medians["first product"],
-        "call and copies": medians["neither"] - medians["first product"],
-        "rest of phi, synthesis": medians["phi"] - medians["neither"],
-        "rest of psi, state update": medians["psi"] - medians["neither"],
+        "phi, synthesis": medians["phi"] - medians["neither"],
+        "psi, state update": medians["psi"] - medians["neither"],
+        "call of the low-rank part": medians["neither"],
     }
     table = {name: max(value, 0.0) * layers for name, value in one.items()}
     return {**table, "rest of the model": step - sum(table.values()), "decode step": step}

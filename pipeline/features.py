@@ -23,37 +23,26 @@ class PackedKernel:
 
     Attributes:
         w1: (A, D, R'), in the compute type.
-        w2: (A, R, R'), float32. last: M transposed, (A, R, R), float32.
-        arrays: numpy's views of w2, as (A * R, R'), and last; None on another device than the CPU.
+        w2: (A, R', R), float32. last: M transposed, (A, R, R), float32.
     """
 
     def __init__(self, kernel: LessKernel) -> None:
         with torch.no_grad():
             self.heads = kernel.phi_w1.shape[0]
             self.kernel_size = kernel.kernel_size
-            w1 = torch.cat([kernel.phi_w1, kernel.psi_w1]).to(kernel.compute_dtype)
-            # With a few tokens the time goes into reading w1. CPU products read it fastest row by
-            # row in float32 and column by column in half precision.
-            rows = w1.dtype == torch.float32
-            self.w1 = w1.contiguous() if rows else w1.mT.contiguous().mT
-            self.w2 = torch.cat([kernel.phi_w2.mT, kernel.psi_w2.mT]).contiguous()
-            unit = torch.eye(kernel.psi_w3.shape[-1], device=w1.device)
+            self.w1 = torch.cat([kernel.phi_w1, kernel.psi_w1]).to(kernel.compute_dtype)
+            self.w2 = torch.cat([kernel.phi_w2, kernel.psi_w2])
+            unit = torch.eye(kernel.psi_w3.shape[-1], device=self.w1.device)
             last = kernel.s1.abs()[..., None] * (unit + kernel.psi_w3 * kernel.s2[:, None])
             self.last = torch.cat([unit.expand(self.heads, -1, -1), last]).mT.contiguous()
-            self.device = w1.device
-            self.arrays = None
-            if self.device.type == "cpu":
-                self.arrays = self.w2.flatten(0, 1).numpy(), self.last.numpy()
-
-    def first_product(self, x: torch.Tensor, maps: slice = slice(None)) -> torch.Tensor:
-        """x W1 of N vectors a map, (maps, N, D) to (maps, N, R'), in the compute type."""
-        return torch.bmm(x.to(self.w1.dtype), self.w1[maps])
+            self.device = self.w1.device
 
     def _features(self, x: torch.Tensor, maps: slice) -> torch.Tensor:
         """Features of (B, maps, S, D), float32 (B, maps, S, R)."""
         batch, count, length, size = x.shape
-        hidden = self.first_product(x.transpose(0, 1).reshape(count, -1, size), maps)
-        u = F.gelu(torch.bmm(F.gelu(hidden.float()), self.w2[maps].mT))
+        rows = x.transpose(0, 1).reshape(count, -1, size).to(self.w1.dtype)
+        hidden = torch.bmm(rows, self.w1[maps])
+        u = F.gelu(torch.bmm(F.gelu(hidden.float()), self.w2[maps]))
         out = torch.bmm(u, self.last[maps].mT).abs_()  # (maps, B * S, R)
         return out.view(count, batch, length, -1).transpose(0, 1)
 

@@ -239,18 +239,18 @@ def test_key_features_are_computed_once():
     case = Case(get_policy("h2o", 4), 1, 1, 1, 30, 4, 0, torch.float32, "cached", 1.0, 0)
     layer = LessLayer(case.policy, pack(strong_kernel(case)), "full")
     read = {"prompt": 0, "decode": 0}
-    psi, product = layer.kernel.psi, layer.kernel.first_product
+    psi, compiled = layer.kernel.psi, decode_cpu._correct
     layer.kernel.psi = lambda k: (read.update(prompt=read["prompt"] + k.shape[2]), psi(k))[1]
 
-    def counted(x, maps=slice(None)):
-        read["decode"] += maps == slice(None)  # both maps at once: a decode step
-        return product(x, maps)
+    def counted(out, lse, rows, *rest):
+        read["decode"] += rows.shape[0] - case.groups * case.rep  # one evicted key a map of keys
+        return compiled(out, lse, rows, *rest)
 
-    layer.kernel.first_product = counted
     q, k, v = case.qkv
-    for piece in (slice(0, 12), *(slice(t, t + 1) for t in range(12, 30))):
-        keys, values = layer.update(k[:, :, piece], v[:, :, piece])
-        layer.attend(q[:, :, piece], keys, values, None)
+    with mock.patch.object(decode_cpu, "_correct", counted):
+        for piece in (slice(0, 12), *(slice(t, t + 1) for t in range(12, 30))):
+            keys, values = layer.update(k[:, :, piece], v[:, :, piece])
+            layer.attend(q[:, :, piece], keys, values, None)
     assert read == {"prompt": 12 - 4, "decode": 30 - 12}
 
 

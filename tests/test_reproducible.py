@@ -18,11 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.ops import vector
+from pipeline.ops.decode_cpu import _array
+from pipeline.ops.products import product
 
 RUN = """
 import hashlib, torch
 from pipeline.eviction import bounded_attention
+from pipeline.kernels import get_kernel
+from pipeline.features import pack
 from pipeline.ops import decode_cpu
+from pipeline.synthesis import LowRankState
 from pipeline.policies import get_policy
 from pipeline.slots import Slots
 policy = get_policy("h2o", 46)
@@ -33,7 +38,15 @@ for dtype in (torch.bfloat16, torch.float16):
     slots = Slots.empty(k.to(dtype), policy)
     position = torch.zeros(2, dtype=torch.int32)
     read = decode_cpu.decode(slots, q.to(dtype), k.to(dtype), v.to(dtype), position, policy)
-    found += [read.out, read.lse, slots.scores]
+    found += [read.out.clone(), read.lse, slots.scores]
+    kernel = get_kernel("less", num_heads=6, num_kv_heads=2, head_dim=64, compute_dtype=dtype)
+    torch.nn.init.ones_(kernel.s1)
+    state = LowRankState.zeros(2, 2, 8, 64, torch.device("cpu"))
+    token, position = [x[:, :, :1].to(dtype) for x in (q, k, v)], position + 150
+    last = decode_cpu.decode(slots, *token, position, policy)
+    for _ in range(2):  # what the second reads, the first absorbed
+        out = decode_cpu.correct(last, token[0], pack(kernel), state, position, policy.budget)
+    found += [out, state.H, state.z]
 for x in found:
     print(hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest())
 """
@@ -47,7 +60,7 @@ def test_cold_and_warm_processes_agree_to_the_last_bit(tmp_path: Path) -> None:
         ).stdout
         for _ in range(2)
     )
-    assert len(cold.split()) == 9
+    assert len(cold.split()) == 15
     assert cold == warm
 
 
@@ -89,3 +102,29 @@ def test_gelu_is_that_of_torch() -> None:
     x = torch.linspace(-12, 12, 2001)
     mine = torch.tensor([float(vector.gelu(np.float32(value))) for value in x.tolist()])
     torch.testing.assert_close(mine, torch.nn.functional.gelu(x), rtol=1e-6, atol=1e-6)
+
+
+@given(
+    count=st.integers(0, 19),
+    size=st.integers(1, 70),
+    width=st.integers(1, 90),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 99),
+)
+def test_product_is_a_matrix_product_of_any_shape(
+    count: int, size: int, width: int, dtype: torch.dtype, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(20, size, generator=generator)
+    w = torch.randn(size, width, generator=generator).to(dtype)
+    out = torch.full((20, width), 7.0)
+    product(x.numpy(), _array(w), count, out.numpy())
+    torch.testing.assert_close(out[:count], x[:count] @ w.float(), atol=1e-4, rtol=1e-5)
+    assert bool((out[count:] == 7).all())
+
+
+def test_product_refuses_what_it_would_misread() -> None:
+    x, w = np.zeros((2, 8), np.float32), np.zeros((8, 8), np.float32)
+    for wrong in (w.astype(np.float64), w.T, w.astype(np.int32)):
+        with pytest.raises(Exception, match="contiguous matrices"):
+            product(x, wrong, 2, w)

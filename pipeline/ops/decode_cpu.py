@@ -17,10 +17,14 @@ from pipeline.features import PackedKernel, PlainKernel
 from pipeline.ops import decode_reference
 from pipeline.ops.cpu import _victim
 from pipeline.ops.decode import Decoded
+from pipeline.ops.products import product
 from pipeline.ops.vector import dot, exp, gelu, jit, parallel
 from pipeline.policies import Policy
 from pipeline.slots import Slots
 from pipeline.synthesis import EPSILON, LowRankState
+
+PIECE = 8
+"""Sequences whose hidden units stay in the first-level cache."""
 
 
 def _widen(x: Any) -> Any:
@@ -146,66 +150,81 @@ def _decode(  # type: ignore[no-untyped-def]
             free[b, u] = slot
 
 
-@jit
-def _features(hidden, w2, last, map, row, u, out):  # type: ignore[no-untyped-def]
-    """Features ``out`` (R,) of one token by map number ``map``, from the first product's output.
+@parallel
+def _features(rows, w1, w2, last, needed, out):  # type: ignore[no-untyped-def]
+    """Features ``out`` (A, B, R) of ``rows`` (A, B, D) by those of A maps that are ``needed``.
 
-    ``hidden`` (R',) as stored; ``w2`` (maps * R, R'), ``last`` (maps, R, R); ``row`` (R',) and
-    ``u`` (R,) are scratch. See :class:`pipeline.features.PackedKernel`.
+    Weights as :class:`pipeline.features.PackedKernel` holds them.
     """
-    width, rank = row.shape[0], u.shape[0]
-    for i in range(width):
-        row[i] = gelu(_widen(hidden[i]))
-    for r in range(rank):
-        u[r] = gelu(dot(w2, map * rank + r, row, width))
-    for r in range(rank):
-        feature = np.float32(0)
-        for s in range(rank):
-            feature += last[map, r, s] * u[s]
-        out[r] = abs(feature)
+    maps, batch, size = rows.shape
+    width, rank = w2.shape[1:]
+    pieces = (batch + PIECE - 1) // PIECE
+    for job in numba.prange(maps * pieces):
+        map, start = job // pieces, job % pieces * PIECE
+        count = min(PIECE, batch - start)
+        x = np.empty((PIECE, size), np.float32)
+        hidden = np.empty((PIECE, width), np.float32)
+        u = np.empty((PIECE, rank), np.float32)
+        if needed[map]:
+            for n in range(count):
+                for i in range(size):
+                    x[n, i] = _widen(rows[map, start + n, i])
+            product(x, w1[map], count, hidden)
+            for n in range(count):
+                for i in range(width):
+                    hidden[n, i] = gelu(hidden[n, i])
+            product(hidden, w2[map], count, u)
+            for n in range(count):
+                for r in range(rank):
+                    u[n, r] = gelu(u[n, r])
+                for r in range(rank):
+                    feature = np.float32(0)
+                    for s in range(rank):
+                        feature += last[map, r, s] * u[n, s]
+                    out[map, start + n, r] = abs(feature)
 
 
 @parallel
 def _correct(  # type: ignore[no-untyped-def]
-    out, lse, hidden, w2, last, v, gone, H, z, first, budget, epsilon
+    out, lse, rows, w1, w2, last, v, gone, H, z, first, budget, epsilon
 ):
     """One token, in place: ``out`` (B, H, 1, D) is corrected, then H and z take the pair in.
 
-    ``hidden`` (H + G, B, R') holds the queries' maps, then the keys'.
+    ``rows`` (H + G, B, D) holds the queries, then the evicted keys, as the maps read them.
     """
     batch, heads, _, size = out.shape
     groups, rank = z.shape[1:]
     rep = heads // groups
     shared = groups // gone.shape[1]
+    needed = np.empty(heads + groups, np.bool_)
+    needed[:heads] = first.max() > budget
+    needed[heads:] = gone.max() >= 0
+    features = np.empty((heads + groups, batch, rank), np.float32)
+    _features(rows, w1, w2, last, needed, features)
     for job in numba.prange(batch * groups):
         b, g = job // groups, job % groups
-        row = np.empty(hidden.shape[2], np.float32)
-        u = np.empty(rank, np.float32)
-        feature = np.empty(rank, np.float32)
         if first[b] > budget:
             for n in range(rep):
-                map = g * rep + n
-                _features(hidden[map, b], w2, last, map, row, u, feature)
+                head = g * rep + n
+                feature = features[head, b]
                 low = np.float32(epsilon)
                 for r in range(rank):
                     low += feature[r] * z[b, g, r]
                 low = np.float32(np.log(low))
-                sparse = lse[b, map, 0]
+                sparse = lse[b, head, 0]
                 top = max(sparse, low)
                 total = top + np.float32(np.log(np.exp(sparse - top) + np.exp(low - top)))
                 share = np.float32(np.exp(sparse - total))
                 unit = np.float32(np.exp(-total))
                 for i in range(size):
-                    out[b, map, 0, i] *= share
+                    out[b, head, 0, i] *= share
                 for r in range(rank):
                     w = feature[r] * unit
                     for i in range(size):
-                        out[b, map, 0, i] += w * H[b, g, r, i]
+                        out[b, head, 0, i] += w * H[b, g, r, i]
         if gone[b, g // shared, 0] >= 0:
-            map = heads + g
-            _features(hidden[map, b], w2, last, map, row, u, feature)
             for r in range(rank):
-                w = feature[r]
+                w = features[heads + g, b, r]
                 z[b, g, r] += w
                 for i in range(size):
                     H[b, g, r, i] += w * _widen(v[b, g, 0, i])
@@ -251,10 +270,9 @@ def correct(
     """See :func:`pipeline.ops.decode_reference.correct`; compiled for one token, in place."""
     if q.shape[2] > 1 or isinstance(kernel, PlainKernel):
         return decode_reference.correct(decoded, q, kernel, state, position, budget)
-    assert kernel.arrays is not None
-    hidden = kernel.first_product(decoded.rows)
     _correct(
-        decoded.out.numpy(), decoded.lse.numpy(), _array(hidden), *kernel.arrays,
+        decoded.out.numpy(), decoded.lse.numpy(), _array(decoded.rows), _array(kernel.w1),
+        kernel.w2.numpy(), kernel.last.numpy(),
         _array(decoded.values), decoded.positions.numpy(), state.H.numpy(), state.z.numpy(),
         position.numpy(), budget, EPSILON,
     )  # fmt: skip

@@ -56,7 +56,7 @@ def _features_kernel(  # type: ignore[no-untyped-def]
         at = head * hidden_size * D + d[:, None] * in_stride + h[None, :] * out_stride
         hidden = dot(x, tl.load(w1 + at, within[None, :] & (d < D)[:, None], 0.0))
         hidden = gelu(hidden.to(x.dtype).to(tl.float32))
-        at = (head * R + r)[None, :] * hidden_size + h[:, None]
+        at = (head * hidden_size + h)[:, None] * R + r[None, :]
         u += dot(hidden, tl.load(w2 + at, within[:, None] & (r < R)[None, :], 0.0))
     at = (head * R + r)[None, :] * R + r[:, None]
     y = tl.abs(dot(gelu(u), tl.load(last + at, (r < R)[None, :] & (r < R)[:, None], 0.0)))
@@ -79,7 +79,7 @@ def features(
     q, k = q.contiguous(), k.contiguous()
     batch, heads, length, size = q.shape
     groups, count = k.shape[1], batch * length
-    rank, hidden_size = kernel.w2.shape[1:]
+    hidden_size, rank = kernel.w2.shape[1:]
     phi = q.new_empty(batch, heads, length, rank, dtype=torch.float32)
     psi = k.new_empty(batch, groups, length, rank, dtype=torch.float32)
     tokens = min(TOKENS, rows(count))
