@@ -44,3 +44,14 @@ rule all:
         examples(),
         comparison(),
         RESULTS / "report.html",
+
+
+# A part of the grid that a long experiment can be run by: the measurements of one policy.
+for policy in GRID["policies"]:
+
+    rule:
+        name:
+            f"policy_{policy}"
+        localrule: True
+        input:
+            [cell_file(cell) for cell in grid.cells_of_policy(CONFIG, policy)],

@@ -92,6 +92,10 @@ def draw_maps(found: Sequence[Maps], policy: str, places: slice) -> Any:
     return figure
 
 
+ROUNDING = 1e-6
+"""Smallest part of the largest singular value that float32 tells from zero."""
+
+
 def draw_spectrum(rows: pd.DataFrame) -> Any:
     """Singular values of the residual beside the full output's, and the error a low rank leaves.
 
@@ -125,6 +129,7 @@ def spread(axis: Any, rows: pd.DataFrame, kind: str, label: str, colour: str) ->
     """Median and middle half by index."""
     by_index = rows[rows["kind"] == kind].groupby("index")["value"]
     low, middle, high = (by_index.quantile(share) for share in (0.25, 0.5, 0.75))
-    # The last singular values of exact zeros have no logarithm.
-    axis.plot(middle.index, middle.where(middle > 0), color=colour, label=label)
-    axis.fill_between(middle.index, low.clip(1e-8), high, color=colour, alpha=0.15, linewidth=0)
+    known = middle > ROUNDING
+    low, middle, high = (line.where(known) for line in (low.clip(ROUNDING), middle, high))
+    axis.plot(middle.index, middle, color=colour, label=label)
+    axis.fill_between(middle.index, low, high, color=colour, alpha=0.15, linewidth=0)

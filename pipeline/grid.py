@@ -134,6 +134,11 @@ def study_cells(config: Config) -> Iterator[Cell]:
                 yield Cell(model, scores["task"], policy, sparsity, "scores", other)
 
 
+def cells_of_policy(config: Config, policy: str) -> Iterator[Cell]:
+    """Every cell of one policy, and the full cache's that it is compared with."""
+    return (cell for cell in task_cells(config) if cell.policy in (None, policy))
+
+
 def task_cells(config: Config, kind: str | None = None) -> Iterator[Cell]:
     """Every cell of every task (of a kind), the full cache first, then those of the ablations."""
     tasks = config["tasks"]

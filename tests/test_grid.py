@@ -39,6 +39,15 @@ def test_studies_stand_beside_the_grid(tiny):
     assert len({(c.task, c.policy, c.suffix) for c in grid.task_cells(tiny)}) == 12
 
 
+def test_cells_by_policy_are_all_cells_with_the_full_cache_in_each(tiny):
+    parts = {p: list(grid.cells_of_policy(tiny, p)) for p in tiny["grid"]["policies"]}
+    whole = list(grid.task_cells(tiny))
+    assert {cell for part in parts.values() for cell in part} == set(whole)
+    full = [cell for cell in whole if cell.policy is None]
+    for policy, part in parts.items():
+        assert [cell for cell in part if cell.policy != policy] == full
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [

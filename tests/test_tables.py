@@ -3,6 +3,7 @@ import argparse
 import pandas as pd
 import pytest
 
+from pipeline import views
 from pipeline.catalogue import TABLES as CATALOGUE
 from pipeline.errors import DataError
 from pipeline.files import load_table, save_table
@@ -231,6 +232,14 @@ def summaries(task, sparsity):
     return pd.concat(
         [scored(task, name, ROUGES, "h2o", sparsity) for name in ("rouge1", "rouge2", "rougeL")]
     )
+
+
+def test_an_undefined_ratio_says_so():
+    rows = pd.DataFrame(
+        {"metric": "recovered_gap", "value": [0.5, float("nan"), float("nan")],
+         "low": [0.25, -2.0, float("nan")], "high": [0.75, 3.0, float("nan")]}
+    )  # fmt: skip
+    assert views.texts(rows).tolist() == ["0.500 [0.250, 0.750]", "undefined", "undefined"]
 
 
 @pytest.mark.parametrize(("paper", "sparsity"), [("falcon_7b", "10 %"), ("llama2_13b", "5 %"),
