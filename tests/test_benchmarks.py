@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import randn, visible
 
-from benchmarks import eviction, released, training_step
+from benchmarks import eviction, recall, released, training_step
 from benchmarks.machine import interleaved, peak_mib, times_faster
 from pipeline.eviction import evicted_at
 from pipeline.policies import get_policy
@@ -64,3 +64,8 @@ def test_peak_memory_is_what_a_step_takes_at_once():
     mib = 2**18  # float32 values
     assert peak_mib(lambda: [torch.ones(64 * mib) for _ in range(2)]) == pytest.approx(128, abs=8)
     assert peak_mib(lambda: [torch.ones(64 * mib).sum() for _ in range(2)]) < 72
+
+
+def test_tokens_are_new_seen_or_copied():
+    found = recall.kinds([5, 6, 7, 6, 5, 6, 6])
+    assert found == ["new", "new", "seen", "seen", "copied", "seen"]
