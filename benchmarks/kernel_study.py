@@ -1,0 +1,77 @@
+"""What limits the kernels of a layer: training, its text, or the size of the state.
+
+    python -m benchmarks.kernel_study --train FEATURES --test FEATURES --layer 12 --budget 40 \
+        --epochs 6 24 --kernel-sizes 4 8 16 32 --windows 64
+
+Trains the kernels of one layer on the windows of a dump (`less dump`) once for each setting, and
+prints what is left of the sparse policy's loss (the layer's mean squared error after its output
+projection) on held-out windows of the same dump and on every window of another.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import islice, product
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from pipeline.kernels import LessKernel, get_kernel
+from pipeline.layout import layer_file
+from pipeline.policies import get_policy
+from pipeline.steps.train import read_sequences
+from pipeline.tensors import open_tensors
+from pipeline.training import Prepared, Recipe, evaluate, prepare, split, train_layer
+
+
+def prepared(folder: Path, args: argparse.Namespace, windows: int | None) -> Prepared:
+    """A layer of a dump, its first ``windows`` windows."""
+    policy = get_policy(args.policy, args.budget)
+    with open_tensors(layer_file(folder, args.layer), "features") as (handle, _):
+        weight = handle.get_tensor("o_weight")
+        return prepare(islice(read_sequences(handle, "cpu"), windows), weight, policy, args.scores)
+
+
+def share(data: Prepared, indices: list[int], kernel: LessKernel) -> float:
+    """Loss with the kernel over loss without."""
+    return evaluate(data, indices, kernel) / evaluate(data, indices, None)
+
+
+def main() -> None:
+    """Train and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--train", type=Path, required=True, help="folder of a dump")
+    parser.add_argument("--test", type=Path, required=True, help="folder of another dump")
+    parser.add_argument("--layer", type=int, required=True)
+    parser.add_argument("--policy", default="h2o")
+    parser.add_argument("--budget", type=int, required=True, help="tokens")
+    parser.add_argument("--scores", default="cached")
+    parser.add_argument("--windows", type=int, help="of the training dump; all by default")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[6], help="halving every third")
+    parser.add_argument("--kernel-sizes", type=int, nargs="+", default=[8])
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--dtype", default="bfloat16", help="compute type of the kernels")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    train, test = prepared(args.train, args, args.windows), prepared(args.test, args, None)
+    rows = []
+    for epochs, size in product(args.epochs, args.kernel_sizes):
+        recipe = Recipe(epochs, 1, args.learning_rate, max(epochs // 3, 1))
+        kernel = get_kernel(
+            "less", num_heads=train.q.shape[1], num_kv_heads=train.k.shape[1],
+            head_dim=train.q.shape[3], kernel_size=size, seed=args.layer,
+            compute_dtype=getattr(torch, args.dtype),
+        )  # fmt: skip
+        assert isinstance(kernel, LessKernel)
+        train_layer(train, kernel, recipe)
+        held_out = split(len(train), recipe.validation, recipe.seed)[1]
+        found = [share(train, held_out, kernel), share(test, list(range(len(test))), kernel)]
+        rows.append([epochs, size, *(f"{x:.3f}" for x in found)])
+    print(f"layer {args.layer}, {args.policy} {args.budget} tokens, {len(train)} windows")
+    print(tabulate(rows, ["epochs", "R", "held out", "test"], "github", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    main()
