@@ -29,6 +29,8 @@ STEPS: dict[str, str] = {
     "compare": "set the numbers beside the paper's",
     "examples": "show summaries of the full cache, baseline+ and LESS side by side",
     "provenance": "record versions, hardware, hashes and seeds of a run",
+    "status": "how far a run is, while it runs and afterwards",
+    "verify": "check that results are what was recorded, and follow from one another",
     "generate": "generate text with a bounded cache",
 }
 

@@ -76,11 +76,14 @@ def to_markdown(found: list[Section]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def forms(tidy: pd.DataFrame, config: Config) -> dict[str, str]:
+    """The comparison as Markdown and as a page, by suffix."""
+    found = [part for model in config["models"] for part in sections(tidy, config, model)]
+    return {"md": to_markdown(found), "html": as_html(TITLE, found, NOTES)}
+
+
 def run(args: argparse.Namespace) -> None:
     """Write ``paper_vs_ours.md`` and the page of the same name."""
-    tidy = load_tidy(args.tidy)
-    found = [part for model in args.config["models"] for part in sections(tidy, args.config, model)]
-    forms = {".md": to_markdown(found), ".html": as_html(TITLE, found, NOTES)}
-    for suffix, text in forms.items():
-        with whole(args.out.with_suffix(suffix)) as partial:
+    for suffix, text in forms(load_tidy(args.tidy), args.config).items():
+        with whole(args.out.with_suffix(f".{suffix}")) as partial:
             partial.write_text(text, encoding="utf-8")

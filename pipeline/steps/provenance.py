@@ -7,27 +7,35 @@ import importlib.metadata
 import json
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from pipeline.errors import DataError
 from pipeline.files import save_json, sha256, whole
 from pipeline.page import Section, as_html
 from pipeline.revision import commit
 
 PACKAGES = (
-    "torch", "triton", "transformers", "snakemake", "numba", "numpy", "pandas", "matplotlib",
-    "datasets", "lm_eval",
+    "torch", "triton", "transformers", "tokenizers", "safetensors", "gguf", "snakemake", "numba",
+    "numpy", "pandas", "pyarrow", "matplotlib", "tabulate", "datasets", "lm_eval", "rouge_score",
 )  # fmt: skip
+LOCK = Path(__file__).parent.parent.parent / "envs" / "requirements.lock"
+"""Every version that the environment is built from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``less provenance``."""
     parser.add_argument("--config", type=json.loads, required=True, help="completed, as JSON")
     parser.add_argument("--config-hash", required=True)
-    parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="files to hash")
-    parser.add_argument("--results", type=Path, nargs="*", default=[], help="files to hash")
+    parser.add_argument(
+        "--inputs", type=Path, nargs="*", default=[], help="files and folders to hash"
+    )
+    parser.add_argument(
+        "--results", type=Path, nargs="*", default=[], help="files beside --out to hash"
+    )
     parser.add_argument("--out", type=Path, required=True, help="JSON; a page lies beside it")
     parser.add_argument("--config-out", type=Path, required=True, help="the completed config")
 
@@ -51,6 +59,32 @@ def hardware() -> dict[str, Any]:
         "gpus": gpus,
         "platform": platform.platform(),
     }
+
+
+def installed() -> dict[str, str | None]:
+    """Versions of the packages that numbers may depend on; None for one that is not here."""
+    found = {
+        x.name.replace("-", "_").lower(): x.version for x in importlib.metadata.distributions()
+    }
+    return {name: found.get(name) for name in PACKAGES}
+
+
+def hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of files, and of every file in folders.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    files = [
+        file
+        for path in paths
+        for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
+        if not file.is_dir() and not file.name.startswith(".")
+    ]
+    try:
+        return {str(file): sha256(file) for file in files}
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}.") from error
 
 
 def flat(value: Any, place: str = "") -> dict[str, Any]:
@@ -83,10 +117,14 @@ def run(args: argparse.Namespace) -> None:
         "config_hash": args.config_hash,
         "seed": args.config["seed"],
         "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": installed(),
+        "environment": hashes([LOCK] if LOCK.exists() else []).get(str(LOCK)),
         "hardware": hardware(),
-        "inputs": {str(path): sha256(path) for path in args.inputs},
-        "results": {path.name: sha256(path) for path in args.results},
+        "inputs": hashes(args.inputs),
+        "results": {
+            Path(path).relative_to(args.out.parent).as_posix(): digest
+            for path, digest in hashes(args.results).items()
+        },
     }
     save_json(args.out, record)
     with whole(args.out.with_suffix(".html")) as partial:

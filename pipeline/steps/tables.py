@@ -200,25 +200,30 @@ def view(name: str, measured: Measured) -> pd.DataFrame:
     return pd.DataFrame({MISSING: [CATALOGUE[name].missing]}) if table.empty else table
 
 
-def write(table: pd.DataFrame, folder: Path, name: str) -> None:
-    """The table in its four formats."""
+def forms(table: pd.DataFrame, name: str) -> dict[str, str]:
+    """The text of a table in its four formats, by suffix."""
     title = CATALOGUE[name].title
     measured = MISSING not in table
-    forms = {
+    return {
         "md": as_markdown(table) if measured else f"{CATALOGUE[name].missing}\n",
         "csv": table.to_csv(index=False),
         "tex": table.to_latex(index=False, escape=True),
         "html": as_html(title, [Section("", table)]),
     }
-    for suffix, text in forms.items():
+
+
+def write(table: pd.DataFrame, folder: Path, name: str) -> None:
+    """The table in its four formats."""
+    for suffix, text in forms(table, name).items():
         with whole(folder / f"{name}.{suffix}") as partial:
             partial.write_text(text, encoding="utf-8")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write ``results.parquet``, ``results.csv`` and every table under ``tables/``."""
+    """Write ``results.parquet``, ``results.csv``, the loss curves and every table."""
     measured = Measured(load_tidy(args.tidy), load_curves(args.curves), args.models)
     save_table(args.out / "results.parquet", measured.tidy)
+    save_table(args.out / "curves.parquet", measured.curves)
     with whole(args.out / "results.csv") as partial:
         measured.tidy.to_csv(partial, index=False)
     for name in TABLES:

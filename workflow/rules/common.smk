@@ -1,15 +1,14 @@
 # Configuration, the grid, and the names of all files between rules.
 
-import fcntl
 import json
 import os
 import re
 import shlex
 import sys
-from contextlib import suppress
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
+from snakemake.exceptions import CliException, WorkflowError
+from snakemake.logging import logger
 
 # Steps run as `python -m pipeline`; rules need the same package to plan.
 sys.path.insert(0, str(Path(workflow.basedir)))
@@ -22,6 +21,7 @@ from pipeline.expectations import bundles_at_once, expectations
 from pipeline.files import sha256
 from pipeline.methods import METHODS
 from pipeline.packages import packages
+from pipeline.runs import NAME, Recorder
 from pipeline.sources import code_of
 from pipeline.summaries import get_template
 
@@ -30,28 +30,6 @@ try:
 except LessError as error:
     raise WorkflowError(f"configuration: {error}")
 
-
-def clear_stale_locks(state=Path(".snakemake")):
-    """Remove the locks that a killed run left, so that starting again is all it takes.
-
-    Every run shares a lock that the kernel drops with its process: who can have it alone knows that
-    no other run is alive. Where a file system knows no such locks, Snakemake asks for --unlock.
-    """
-    state.mkdir(exist_ok=True)
-    alive = (state / "alive").open("a")
-    with suppress(OSError):
-        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for stale in (state / "locks").glob("*.lock"):
-            stale.unlink(missing_ok=True)
-    with suppress(OSError):
-        fcntl.flock(alive, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    return alive
-
-
-if workflow.is_main_process:
-    ALIVE = clear_stale_locks()  # held, by staying open, as long as this process lives
-    for line in expectations(CONFIG):
-        print(line, file=sys.stderr)
 
 SCRATCH = Path(CONFIG["scratch"]) / CONFIG["experiment"]
 DOWNLOADS = Path(CONFIG["scratch"]) / "downloads"
@@ -64,6 +42,13 @@ SEED, DEVICE = CONFIG["seed"], CONFIG["device"]
 GPUS = 1 if DEVICE == "cuda" else 0
 DATA_DIR = CONFIG["data_dir"]
 FORMATS = ["md", "csv", "tex", "html"]
+
+if workflow.is_main_process:
+    for line in expectations(CONFIG):
+        print(line, file=sys.stderr)
+    if not workflow.output_settings.dryrun:  # a plan is made beside a run
+        shown = None if workflow.output_settings.quiet else sys.stderr
+        logger.addHandler(Recorder(LOGS / NAME, shown, CliException))
 
 
 wildcard_constraints:
@@ -258,11 +243,14 @@ def task_samples(wildcards):
     return samples_of(wildcards.model, task["dataset"], task["windows"], task["pack"])
 
 
+# The keys of a task that name data sets.
+TEXT_KEYS = ["dataset", "demonstration_dataset", "fewshot_dataset"]
+
+
 def task_sources(wildcards):
     """The files that a task's documents and demonstrations are read from."""
     task = TASKS[wildcards.task]
-    keys = ["dataset", "demonstration_dataset", "fewshot_dataset"]
-    return [path for key in keys if key in task for path in files_of(task[key])]
+    return [path for key in TEXT_KEYS if key in task for path in files_of(task[key])]
 
 
 def unfinished(wildcards):
@@ -420,15 +408,33 @@ def all_maps(form):
 # Provenance
 
 
+def windows_cut():
+    """(data set, windows, pack) of every sample of text that the run needs for each model."""
+    users = [task | {"count": task["windows"]} for task in TASKS.values() if "windows" in task]
+    users += [CONFIG[x] | {"count": CONFIG[x]["windows"]} for x in ("fidelity", "maps") if CONFIG[x]]
+    users += [TRAIN | {"count": TRAIN["sequences"]}] if grid.needs_training(CONFIG) else []
+    return {(user["dataset"], user["count"], user["pack"]) for user in users}
+
+
+def prompts_of(cell):
+    """Prompts of a cell of a summaries task."""
+    study = cell.suffix if cell.study == "prompt_length" else ""
+    return SCRATCH / "prompts" / cell.model / f"{cell.task}{study}.json"
+
+
 def hashed_inputs():
-    """Files whose hashes a run is traced by: downloads, samples, kernels."""
+    """What a run is traced by: downloads and local texts, weights, samples, prompts, kernels."""
     found = {
-        package_file
+        DOWNLOADS / package.file
         for model in MODELS.values()
-        for package_file in [packages().get(model["weights"].get("package"))]
-        if package_file
+        for package in [packages().get(model["weights"].get("package"))]
+        if package
     }
-    sources = {dataset["source"] for dataset in CONFIG["datasets"].values()}
-    found |= {package for package in packages().values() if package.source in sources}
-    kernels = [kernels_of(training) for training in grid.trainings(CONFIG)]
-    return sorted(DOWNLOADS / package.file for package in found) + kernels
+    texts = {task[key] for task in TASKS.values() for key in TEXT_KEYS if key in task}
+    texts |= {name for name, _, _ in windows_cut()}
+    found |= {path for name in texts for path in files_of(name)}
+    found |= {SCRATCH / "models" / model for model in MODELS}
+    for model in MODELS:
+        found |= {samples_of(model, *text) for text in windows_cut()}
+    found |= {prompts_of(cell) for cell in grid.task_cells(CONFIG, "summaries")}
+    return sorted(found) + [kernels_of(training) for training in grid.trainings(CONFIG)]

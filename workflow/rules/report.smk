@@ -34,6 +34,7 @@ rule tables:
     output:
         RESULTS / "results.parquet",
         RESULTS / "results.csv",
+        RESULTS / "curves.parquet",
         expand(RESULTS / "tables" / "{name}.{form}", name=TABLES, form=["md", "csv", "tex"]),
         [
             report(
@@ -128,7 +129,13 @@ rule plot:
 rule provenance:
     input:
         files=hashed_inputs(),
-        results=[SCRATCH / "tidy.parquet", RESULTS / "results.csv"],
+        results=[
+            expand(RESULTS / "{name}", name=["results.parquet", "results.csv", "curves.parquet"]),
+            tables(),
+            figures(),
+            examples(),
+            comparison(),
+        ],
     output:
         config=RESULTS / "config.json",
         record=RESULTS / "provenance.json",

@@ -1,0 +1,359 @@
+"""What a run does, in a file of its own: written by the scheduler, read by ``less status``.
+
+`logs/<experiment>/run.jsonl` gets a line for each event of a run, runs one after the other. The
+scheduler holds a lock on it, which the kernel drops with the process, so that a reader can tell a
+run that is alive from one that was killed, and a second run of the experiment is refused. Planning
+imports this, so nothing heavy is imported; Snakemake is known by the names of its log events.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipeline.errors import DataError, LessError
+
+NAME = "run.jsonl"
+"""The file's name, in the folder of an experiment's logs."""
+TRIES, WAIT_S = 20, 0.1
+"""Of taking the lock: a reader holds it for a moment."""
+EVERY_S = 1.0
+"""Least time between two lines of progress."""
+TARGET = "all"
+"""The rule that only asks for files."""
+
+Event = dict[str, Any]
+
+
+def _started(record: Any) -> Event:
+    log = [str(path) for path in record.log or ()]
+    return {"job": record.jobid, "rule": record.rule_name, "log": log[0] if log else None}
+
+
+EVENTS: dict[str, tuple[str, Callable[[Any], Event]]] = {
+    "run_info": (
+        "planned",
+        lambda r: {"jobs": {k: n for k, n in r.stats.items() if k not in ("total", TARGET)}},
+    ),
+    "job_info": ("started", _started),
+    "job_finished": ("finished", lambda r: {"job": r.job_id}),
+    "job_error": ("failed", lambda r: {"job": r.jobid}),
+    "error": ("error", lambda r: {"message": r.getMessage()}),
+}
+"""Snakemake's log events that are kept: our name, and what is kept of each."""
+
+
+class Recorder(logging.Handler):
+    """Writes the events of a run, and after finished jobs one line on how far it is.
+
+    Args:
+        path: the experiment's :data:`NAME`.
+        show: where lines of progress go; None for nowhere.
+        refusal: what is raised where a run cannot begin.
+    """
+
+    def __init__(
+        self, path: Path, show: TextIO | None = None, refusal: type[Exception] = LessError
+    ) -> None:
+        super().__init__()
+        self.path, self.show, self.refusal = path, show, refusal
+        self.file: TextIO | None = None
+        self.alive: TextIO | None = None
+        self.run: Run | None = None
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.shown = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep an event; the first of a run is refused while another run is alive."""
+        name = str(getattr(record, "event", None))
+        if name == "workflow_started":
+            try:
+                self._begin()
+            except LessError as error:
+                raise self.refusal(str(error)) from None
+        elif self.file and name in EVENTS:
+            ours, kept = EVENTS[name]
+            self._write(ours, kept(record))
+        elif self.show and self.run and name == "progress":
+            now = time.time()
+            if now - self.shown >= EVERY_S or not self.run.waiting:
+                self.shown = now
+                print(one_line(self.run, now), file=self.show, flush=True)
+
+    def _begin(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"cannot write {self.path}: {error.strerror or error}.") from error
+        if not _locked(file, fcntl.LOCK_EX, TRIES):
+            file.close()
+            running = last_run(self.path)
+            raise LessError(
+                f"another run of this experiment is alive in {Path.cwd()}: process "
+                f"{running.pid} on {running.host}, since {clock(running.began)}. Wait for it or "
+                "stop it (`less status` shows how far it is); this one ends here."
+            )
+        with suppress(DataError):
+            self.seconds = last_run(self.path).seconds
+        self.alive = clear_stale_locks(Path(".snakemake"))
+        self.file = file
+        origin = {"pid": os.getpid(), "host": socket.gethostname(), "command": sys.argv[1:]}
+        self._write("run", origin)
+
+    def _write(self, name: str, content: Event) -> None:
+        event = {"event": name, "time": round(time.time(), 3)} | content
+        if name == "run":
+            self.run = Run(event, seconds=self.seconds)
+        if self.run:
+            self.run.follow(event)
+        if self.file:
+            with suppress(OSError):  # a full disk ends jobs with a message; it need not end this
+                self.file.write(json.dumps(event) + "\n")
+                self.file.flush()
+
+    def close(self) -> None:
+        """The run ends, well or not; a killed one never comes here."""
+        if self.file:
+            self._write("ended", {})
+        for file in filter(None, (self.file, self.alive)):
+            with suppress(OSError):
+                file.close()
+        self.file = self.alive = None
+        super().close()
+
+
+def clear_stale_locks(snakemake: Path) -> TextIO:
+    """Remove the locks that a killed run left, so that starting again is all it takes.
+
+    Runs of all experiments share a lock that the kernel drops with its process: who can have it
+    alone knows that no other run is alive. Where a file system knows no such locks, Snakemake asks
+    for --unlock.
+
+    Returns:
+        The file that has to stay open as long as the run lives.
+    """
+    snakemake.mkdir(exist_ok=True)
+    alive = (snakemake / "alive").open("a")
+    with suppress(OSError):
+        fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for stale in (snakemake / "locks").glob("*.lock"):
+            stale.unlink(missing_ok=True)
+    with suppress(OSError):
+        fcntl.flock(alive, fcntl.LOCK_SH)  # who has it alone, has it for a moment
+    return alive
+
+
+def _locked(file: TextIO, kind: int, tries: int) -> bool:
+    """Take a lock without waiting long; where a file system knows none, everyone has it."""
+    for attempt in range(tries):
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if attempt + 1 < tries:
+                time.sleep(WAIT_S)
+        except OSError:
+            return True
+        else:
+            return True
+    return False
+
+
+@dataclass
+class Job:
+    """A job that was started: its rule, when, and the path of its log."""
+
+    rule: str
+    began: float
+    log: str | None
+
+
+@dataclass
+class Run:
+    """One run, as far as its events tell."""
+
+    first: Event
+    planned: dict[str, int] | None = None
+    """Jobs by rule; None until they are known."""
+    running: dict[int, Job] = field(default_factory=dict)
+    failed: dict[int, Job] = field(default_factory=dict)
+    done: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """How long finished jobs took, by rule; those of earlier runs come first."""
+    errors: list[str] = field(default_factory=list)
+    ended: float | None = None
+    busy: float = 0.0
+    """Seconds of this run's finished jobs."""
+    latest: float = 0.0
+
+    @property
+    def pid(self) -> int:
+        """Process of the scheduler."""
+        return int(self.first["pid"])
+
+    @property
+    def host(self) -> str:
+        """Machine of the scheduler."""
+        return str(self.first["host"])
+
+    @property
+    def began(self) -> float:
+        """Seconds since the epoch."""
+        return float(self.first["time"])
+
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Jobs that have not been started, by rule."""
+        taken = self.done + Counter(j.rule for j in [*self.running.values(), *self.failed.values()])
+        left = {rule: count - taken[rule] for rule, count in (self.planned or {}).items()}
+        return {rule: count for rule, count in left.items() if count > 0}
+
+    def follow(self, event: Event) -> None:
+        """Take note of an event."""
+        self.latest = event["time"]
+        match event["event"]:
+            case "planned":
+                self.planned = event["jobs"]
+            case "started" if event["rule"] != TARGET:
+                self.failed.pop(event["job"], None)  # tried again
+                self.running[event["job"]] = Job(event["rule"], event["time"], event["log"])
+            case "finished" if event["job"] in self.running:
+                job = self.running.pop(event["job"])
+                self.done[job.rule] += 1
+                self.seconds[job.rule].append(event["time"] - job.began)
+                self.busy += event["time"] - job.began
+            case "failed" if event["job"] in self.running:
+                self.failed[event["job"]] = self.running.pop(event["job"])
+            case "error":
+                self.errors.append(event["message"])
+            case "ended":
+                self.ended = event["time"]
+
+    def left(self, now: float) -> tuple[float, bool]:
+        """(seconds that are left at the pace so far, whether there is a time for every rule).
+
+        Finished jobs of a rule tell how long its others take, those of earlier runs too; how many
+        run at once is taken from this run.
+        """
+        mean = {rule: sum(times) / len(times) for rule, times in self.seconds.items() if times}
+        waiting = self.waiting
+        rules = {*waiting, *(job.rule for job in self.running.values())}
+        work = sum(mean.get(rule, 0.0) * count for rule, count in waiting.items())
+        spent = self.busy
+        for job in self.running.values():
+            work += max(mean.get(job.rule, 0.0) - (now - job.began), 0.0)
+            spent += now - job.began
+        at_once = max(spent / max(now - self.began, 1e-9), 1.0)
+        return work / at_once, rules <= set(mean)
+
+
+def read_runs(path: Path) -> Iterator[Run]:
+    """The runs of an experiment, first to last; a line that a kill cut off is passed over.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    run = None
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue
+                if event["event"] == "run":
+                    if run:
+                        yield run
+                    run = Run(event, seconds=run.seconds if run else defaultdict(list))
+                if run:
+                    run.follow(event)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: nothing was run here yet.") from None
+    except (OSError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); it is only a record, delete it.") from None
+    if run:
+        yield run
+
+
+def last_run(path: Path) -> Run:
+    """The last run of an experiment; raises as :func:`read_runs`, also where there is none."""
+    run = None
+    for run in read_runs(path):  # noqa: B007
+        pass
+    if run is None:
+        raise DataError(f"{path} holds no run.")
+    return run
+
+
+def is_alive(path: Path, run: Run) -> bool:
+    """Whether the run's scheduler lives: it holds a lock until it ends, however it ends."""
+    with path.open(encoding="utf-8") as file:
+        if not _locked(file, fcntl.LOCK_SH, 1):
+            return True
+    return False
+
+
+def state(run: Run, alive: bool) -> str:
+    """What became of a run, in a few words."""
+    if alive:
+        return "running" if run.planned is not None else "planning"
+    if run.ended is None:
+        return "killed"
+    if run.failed or run.errors:
+        return "failed"
+    if not run.planned:
+        return "nothing was to be done"
+    return "interrupted" if run.waiting or run.running else "finished"
+
+
+def clock(moment: float) -> str:
+    """A time of day, with its date."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def span(seconds: float) -> str:
+    """A length of time, as people say it."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def time_left(run: Run, now: float) -> str:
+    """How long a run will still take, as far as recorded times tell."""
+    seconds, known = run.left(now)
+    if not known and not seconds:
+        return "time left not known yet"
+    return f"{'about' if known else 'more than'} {span(seconds)} left"
+
+
+def one_line(run: Run, now: float) -> str:
+    """How far a run is."""
+    total = sum((run.planned or {}).values())
+    parts = [f"{run.done.total()} of {total} jobs done", f"{len(run.running)} running"]
+    parts += [f"{len(run.failed)} failed"] if run.failed else []
+    stages = [
+        f"{rule} {run.done[rule]}/{count}"
+        for rule, count in (run.planned or {}).items()
+        if run.done[rule] < count and (run.done[rule] or _active(run, rule))
+    ]
+    parts += [", ".join(stages)] if stages else []
+    if run.waiting or run.running:
+        parts.append(time_left(run, now))
+    return f"progress: {'; '.join(parts)}"
+
+
+def _active(run: Run, rule: str) -> bool:
+    return any(job.rule == rule for job in run.running.values())
