@@ -18,6 +18,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 from jsonschema.validators import extend
 
+from pipeline import grid
 from pipeline.errors import ConfigError, unknown
 from pipeline.expectations import GIB, bundle_bytes, bundles_at_once
 from pipeline.methods import METHODS
@@ -30,6 +31,14 @@ NEEDED = {"aclsum": ["split"], "wikipedia_sample": [], "hub": ["path", "split"],
 WHICH_TEXT = ("source", "path", "name", "split")
 """Keys that say which documents a data set reads; the others say which part, and how."""
 MAX_DEPTH = 20
+LARGEST = 1e15
+"""Numbers beyond are mistakes; below, sizes and times stay exact and finite."""
+LONGEST = 500
+"""Characters of a message."""
+MOST_JOBS = 50_000
+"""Planning takes seconds for every thousand."""
+OURS = ("results", "logs", "workflow", "pipeline", ".snakemake")
+"""Folders beside the Snakefile that intermediate files would mix with."""
 # By the standard 8.0 is an integer; to `range` it is not.
 Validator = extend(
     Draft202012Validator,
@@ -65,6 +74,13 @@ def complete(config: object) -> dict[str, Any]:
     Raises:
         ConfigError: one message naming the key, what is wrong and what would be right.
     """
+    try:
+        return _complete(config)
+    except ConfigError as error:
+        raise ConfigError(_printable(str(error))) from None
+
+
+def _complete(config: object) -> dict[str, Any]:
     schema = _schema()
     if not isinstance(config, Mapping):
         raise ConfigError("the configuration must be a mapping of keys to values.")
@@ -107,12 +123,18 @@ def _plain(value: Any, place: str = "the configuration", depth: int = 0) -> Any:
         return {key: _plain(item, f"{below}{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{place}.{i}", depth + 1) for i, item in enumerate(value)]
-    if isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{place}: text must not hold a NUL character.")
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ConfigError(f"{place}: text must not hold a NUL character.")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            raise ConfigError(f"{place}: text must not hold half a character (a surrogate).")
         return value
-    if isinstance(value, float) and math.isfinite(value):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int | float) and abs(value) <= LARGEST:
+        return value
+    if isinstance(value, int) or value in (math.inf, -math.inf):
+        raise ConfigError(f"{place}: a number beyond {LARGEST:g}.")
     raise ConfigError(f"{place}: {_short(value)} is not a number, text, list or mapping.")
 
 
@@ -120,6 +142,13 @@ def _short(value: object) -> str:
     """A value on one line of bearable length."""
     text = " ".join(str(value).split())
     return text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"
+
+
+def _printable(message: str) -> str:
+    """A message that shows as one line on any terminal, whatever names and values it quotes."""
+    shown = (x if x.isprintable() else x.encode("unicode_escape").decode() for x in message)
+    text = "".join(shown)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 4 :]}"
 
 
 def _explain(error: ValidationError) -> str:
@@ -181,10 +210,10 @@ def _fill(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any]) -> Non
 
 def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     """What is wrong across keys, most telling first."""
-    grid, datasets = config["grid"], config["datasets"]
+    datasets = config["datasets"]
     for kind, names, known in (
-        ("policy", grid["policies"], FAMILIES),
-        ("method", grid["methods"], METHODS),
+        ("policy", config["grid"]["policies"], FAMILIES),
+        ("method", config["grid"]["methods"], METHODS),
     ):
         for name in names:
             if name not in known:
@@ -231,6 +260,8 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
                 f"{user}: {count} windows or samples need as many documents, but '{users[user]}' "
                 f"is limited to {there}."
             )
+    yield from _place_checks(config)
+    yield from _size_checks(config)
     trained = datasets[config["train"]["dataset"]]
     for user, name in users.items():
         if user != "train" and _overlap(trained, datasets[name]):
@@ -238,6 +269,29 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
                 f"{user} measures on '{name}', which shares documents with the training data set "
                 f"'{config['train']['dataset']}'; use another split, or `documents` ranges apart."
             )
+
+
+def _place_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """Folders of intermediate files that are other files' folders."""
+    first = os.path.normpath(config["scratch"]).split(os.sep)[0]
+    if first in OURS:
+        yield ConfigError(f"scratch: '{first}' holds other files; name a folder of its own.")
+    if config["experiment"] == "downloads":
+        yield ConfigError("experiment: the folder 'downloads' is shared by all; use another name.")
+
+
+def _size_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """More jobs than can be planned."""
+    layers = {name: model["num_layers"] for name, model in config["models"].items()}
+    per_job = config["train"]["layers_per_job"], config["dump"]["layers_per_job"]
+    trains, dumps = ({x: -(-n // size) for x, n in layers.items()} for size in per_job)
+    jobs = sum(dumps.values()) + sum(trains[x.model] for x in grid.trainings(config))
+    jobs += sum(1 for _ in grid.task_cells(config))
+    if jobs > MOST_JOBS:
+        yield ConfigError(
+            f"the experiment takes {jobs} jobs, and {MOST_JOBS} can be planned; split it, or raise "
+            "train.layers_per_job."
+        )
 
 
 def _dataset_checks(name: str, dataset: Mapping[str, Any]) -> Iterator[ConfigError]:
@@ -417,15 +471,15 @@ TASK_CHECKS: dict[str, tuple[TaskCheck, ...]] = {
 
 
 def _sparsity_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
-    grid, trained = config["grid"], _train_sparsities(config)
-    missing = [policy for policy in grid["policies"] if policy not in trained]
+    wanted, trained = config["grid"], _train_sparsities(config)
+    missing = [policy for policy in wanted["policies"] if policy not in trained]
     if missing:
         yield ConfigError(
             f"grid.train_sparsities: none for {', '.join(missing)}; give every policy some."
         )
     everywhere = {
         "train_sparsities": sorted({x for each in trained.values() for x in each}),
-        "test_sparsities": grid["test_sparsities"],
+        "test_sparsities": wanted["test_sparsities"],
     }
     for key, sparsities in everywhere.items():
         for sparsity in sparsities:

@@ -6,6 +6,11 @@ import sys
 import time
 
 
+def rate(count: float, seconds: float) -> str:
+    """Units a second, in three digits."""
+    return f"{count / max(seconds, 1e-9):.3g}/s"
+
+
 class Progress:
     """Counts finished units and prints a line to stderr, at most one every ``every`` seconds."""
 
@@ -23,5 +28,8 @@ class Progress:
         self.printed = now
         spent = now - self.started
         left = spent / self.done * (self.total - self.done)
-        text = f"{self.label}: {self.done}/{self.total}, {spent:.0f} s spent, {left:.0f} s left"
+        text = (
+            f"{self.label}: {self.done}/{self.total}, {rate(self.done, spent)}, "
+            f"{spent:.0f} s spent, {left:.0f} s left"
+        )
         print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)

@@ -109,6 +109,8 @@ class Recorder(logging.Handler):
             self.seconds = last_run(self.path).seconds
         self.alive = clear_stale_locks(Path(".snakemake"))
         self.file = file
+        with suppress(OSError):
+            file.write("\n")  # ends a line that a kill cut off
         origin = {"pid": os.getpid(), "host": socket.gethostname(), "command": sys.argv[1:]}
         self._write("run", origin)
 

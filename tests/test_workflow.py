@@ -102,7 +102,7 @@ def test_every_output_is_there(finished):
     results = finished / "results" / "smoke"
     expected = {f"tables/{name}.{form}" for name in TABLES for form in ("md", "csv", "tex", "html")}
     expected |= {f"figures/{name}.{form}" for name in FIGURES for form in ("svg", "png")}
-    expected |= {"results.csv", "results.parquet", "config.json", "report.html"}
+    expected |= {"results.csv", "results.parquet", "curves.parquet", "config.json", "report.html"}
     expected |= {"provenance.html", "provenance.json"}
     expected |= {"examples.html", "examples.md", "paper_vs_ours.html", "paper_vs_ours.md"}
     found = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
@@ -167,7 +167,13 @@ def test_provenance(finished):
     assert record["config"]["train"]["recipe"]["learning_rate"] == 0.001, "defaults are recorded"
     tidy = pd.read_parquet(results / "results.parquet")
     assert set(tidy["config"]) == {record["config_hash"]}
-    assert sum(path.endswith(".safetensors") for path in record["inputs"]) == 2
+    inputs = {name.removeprefix("scratch/smoke/") for name in record["inputs"]}
+    assert {f"kernels/tiny/{name}-0.1.safetensors" for name in ("h2o", "lambda")} <= inputs
+    assert {
+        f"samples/tiny/{name}.safetensors" for name in ("train-4", "test-4", "test-2")
+    } <= inputs
+    assert {"models/tiny/model.safetensors", "prompts/tiny/notes.json"} <= inputs
+    assert {f"tests/data/{name}.jsonl" for name in ("texts", "pairs", "questions")} <= inputs
     assert json.loads((results / "config.json").read_text()) == record["config"]
 
 
@@ -342,8 +348,8 @@ def change(folder, name, kind):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("steps/plot.py", {"plot": 1, "page": 1}),
-        ("steps/compare.py", {"compare": 1, "page": 1}),
+        ("steps/plot.py", {"plot": 1, "provenance": 1, "page": 1}),
+        ("steps/compare.py", {"compare": 1, "provenance": 1, "page": 1}),
         ("paper.py", {"tables": 1, "compare": 1, "plot": 1, "provenance": 1, "page": 1}),
         ("resources/paper.yaml", {"tables": 1, "compare": 1, "provenance": 1, "page": 1}),
         ("steps/tables.py", {"tables": 1, "provenance": 1, "page": 1}),
@@ -354,7 +360,7 @@ def change(folder, name, kind):
         ("steps/prompts.py", WRITTEN | FULL_TEXT),
         ("steps/summaries.py", WRITTEN | {"summaries_full": 1}),
         ("steps/harness.py", {"harness": 1} | FULL_TASK | SHOWN),
-        ("steps/examples.py", {"examples": 1, "page": 1}),
+        ("steps/examples.py", {"examples": 1, "provenance": 1, "page": 1}),
         ("steps/sample.py", {"sample": 3, "dump": 1} | TRAINED | FULL),
         ("steps/fidelity.py", {"fidelity": 2} | SHOWN),
         ("steps/dump.py", {"dump": 1} | TRAINED),
@@ -433,8 +439,16 @@ def test_killed_at_any_moment_and_started_again(finished, tmp_path):
     assert planned(folder) == {}
 
 
+def less(folder, *words):
+    """A command of the package, in a checkout."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *words],
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+
+
 def test_two_runs_at_once_are_refused(copied):
-    """Locks of killed runs are cleared, those of living ones are not."""
+    """The second says so in one message; plans are made beside it; a killed run is no hindrance."""
     change(copied, "steps/sample.py", "code")
     log = copied / "log"
     with log.open("w") as handle:
@@ -448,10 +462,40 @@ def test_two_runs_at_once_are_refused(copied):
                 time.sleep(0.05)
             second = run(copied)
             assert second.returncode != 0
-            assert "cannot be locked" in second.stdout + second.stderr
+            said = second.stdout + second.stderr
+            assert f"Error: another run of this experiment is alive in {copied}" in said
+            assert f"process {first.pid} on " in said
+            assert "Traceback" not in said
+            assert planned(copied)["sample"] == 3
+            assert less(copied, "status").stdout.startswith("smoke: running\n")
         finally:
             os.killpg(first.pid, signal.SIGKILL)
             first.wait()
+    assert less(copied, "status").stdout.startswith("smoke: killed\n")
+    third = run(copied, "--until", "sample")
+    assert third.returncode == 0, third.stdout + third.stderr
+    assert "progress: " in third.stderr
+    assert less(copied, "status", "results/smoke").stdout.startswith("smoke: finished\n")
+
+
+def test_a_finished_run_is_told_and_verified(finished):
+    told = less(finished, "status").stdout
+    assert told.startswith("smoke: finished\n")
+    assert re.search(r"^train +4 +0 +0 +0$", told, re.MULTILINE)
+    checked = less(finished, "verify", "results/smoke")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    record = json.loads((finished / "results" / "smoke" / "provenance.json").read_text())
+    files = {str(p.relative_to(finished / "results" / "smoke")) for p in
+             (finished / "results" / "smoke").rglob("*") if p.is_file()}  # fmt: skip
+    later = {"provenance.json", "provenance.html", "config.json", "report.html"}
+    assert set(record["results"]) == files - later
+
+
+def test_logs_tell_step_loss_and_speed(finished):
+    trained = (finished / "logs" / "smoke" / "train" / "tiny" / "h2o-0.1" / "part0.log").read_text()
+    assert re.search(r"epoch 2/2, step 6: loss [\d.e-]+, validation .*[\d.]+/s sequences", trained)
+    measured = (finished / "logs" / "smoke" / "evaluate" / "tiny" / "text" / "full.log").read_text()
+    assert re.search(r"evaluate: 4/4, [\d.e+]+/s, ", measured)
 
 
 def train_words(folder, name):
@@ -568,3 +612,34 @@ def test_report_holds_every_table_and_figure_under_the_papers_sections(finished)
         assert json.dumps(entry.title) in report
     for path in ("examples.html", "paper_vs_ours.html", "provenance.html"):
         assert base64.b64encode((results / path).read_bytes()).decode() in report, path
+
+
+# --- hostile strings -------------------------------------------------------------------------
+
+HOSTILE = "a b'c\"$(touch canary);touch canary;`touch canary` &é*[x]?"
+
+
+def test_hostile_texts_run_as_what_they_are(tmp_path):
+    """Folders, files and words that a shell would take for commands; a few cheap jobs are run."""
+    folder = checkout(tmp_path / HOSTILE)
+    config = yaml.safe_load((folder / SMOKE).read_text())
+    (folder / f"{HOSTILE}data").mkdir()
+    for name in ("texts", "pairs", "questions"):
+        shutil.copy(folder / f"tests/data/{name}.jsonl", folder / f"{HOSTILE}data/{name}'$.jsonl")
+    for dataset in config["datasets"].values():
+        dataset["path"] = f"{Path(dataset['path']).stem}'$.jsonl"
+    config |= {"scratch": f"{HOSTILE}scratch", "data_dir": f"{HOSTILE}data"}
+    config["description"] = f"{HOSTILE} {{x}} {{model}}\n\n.. include:: /etc/passwd\n"
+    before = {path.name for path in tmp_path.iterdir()}
+    path = folder / "hostile.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert sum(planned(folder, path).values()) == 28
+    sample = f"{HOSTILE}scratch/smoke/samples/tiny/train-4.safetensors"
+    done = subprocess.run(
+        ["snakemake", sample, "--cores", "1", "--configfile", "hostile.yaml"],
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / sample).is_file()
+    assert not list(tmp_path.rglob("canary"))
+    assert {path.name for path in tmp_path.iterdir()} == before

@@ -21,6 +21,7 @@ from pipeline.files import save_table
 from pipeline.kernels import LessKernel, get_kernel
 from pipeline.layout import layer_file
 from pipeline.policies import get_policy
+from pipeline.progress import rate
 from pipeline.tensors import open_tensors
 from pipeline.training import Epoch, Recipe, evaluate, prepare, split, train_layer
 
@@ -87,13 +88,19 @@ def run(args: argparse.Namespace) -> None:
         ).to(args.device)  # fmt: skip
         if not isinstance(kernel, LessKernel):
             raise ConfigError("only trainable kernels can be trained.")
-        sparse = evaluate(prepared, split(len(prepared), recipe.validation, recipe.seed)[1], None)
+        training, held_out = split(len(prepared), recipe.validation, recipe.seed)
+        sparse = evaluate(prepared, held_out, None)
 
-        def report(epoch: Epoch, layer: int = layer, sparse: float = sparse) -> None:
+        def report(
+            epoch: Epoch, layer: int = layer, sparse: float = sparse, count: int = len(training)
+        ) -> None:
+            step = epoch.epoch * -(-count // recipe.batch_size)
             print(
                 f"layer {layer} (of {args.layers[0]}..{args.layers[1] - 1}) "
-                f"epoch {epoch.epoch}/{recipe.epochs}: validation {epoch.validation_loss:.3e} "
-                f"({epoch.validation_loss / sparse:.3f} of sparse), {epoch.seconds:.1f} s",
+                f"epoch {epoch.epoch}/{recipe.epochs}, step {step}: loss {epoch.train_loss:.3e}, "
+                f"validation {epoch.validation_loss:.3e} "
+                f"({epoch.validation_loss / sparse:.3f} of sparse), "
+                f"{rate(count, epoch.seconds)} sequences",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
 

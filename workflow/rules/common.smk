@@ -129,6 +129,11 @@ def figures():
     return expand(RESULTS / "figures" / "{name}.{form}", name=FIGURES, form=["svg", "png"])
 
 
+def verbatim(text):
+    """A parameter whose braces are no wildcards, whatever people wrote into the configuration."""
+    return lambda wildcards: text
+
+
 def memory(base):
     """Memory in MB that grows with the attempt, so that a retry after a kill has more."""
     return lambda wildcards, attempt: base * attempt

@@ -55,7 +55,7 @@ rule tables:
         runtime=10,
     params:
         folder=RESULTS,
-        models=json.dumps(MODELS, sort_keys=True),
+        models=verbatim(json.dumps(MODELS, sort_keys=True)),
         paper=PAPER,
         code=code_of("tables"),
     shell:
@@ -83,8 +83,10 @@ rule compare:
         mem_mb=memory(2000),
         runtime=10,
     params:
-        config=json.dumps(
-            {key: CONFIG[key] for key in ("models", "train", "grid", "tasks")}, sort_keys=True
+        config=verbatim(
+            json.dumps(
+                {key: CONFIG[key] for key in ("models", "train", "grid", "tasks")}, sort_keys=True
+            )
         ),
         paper=PAPER,
         code=code_of("compare"),
@@ -154,7 +156,7 @@ rule provenance:
         mem_mb=memory(1000),
         runtime=10,
     params:
-        config=json.dumps(CONFIG, sort_keys=True),
+        config=verbatim(json.dumps(CONFIG, sort_keys=True)),
         config_hash=configuration.config_hash(CONFIG),
         code=code_of("provenance"),
     shell:
