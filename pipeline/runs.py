@@ -30,8 +30,8 @@ TRIES, WAIT_S = 20, 0.1
 """Of taking the lock: a reader holds it for a moment."""
 EVERY_S = 1.0
 """Least time between two lines of progress."""
-TARGET = "all"
-"""The rule that only asks for files."""
+TARGETS = ("all", "policy_")
+"""How rules begin that only ask for files."""
 
 Event = dict[str, Any]
 
@@ -44,7 +44,9 @@ def _started(record: Any) -> Event:
 EVENTS: dict[str, tuple[str, Callable[[Any], Event]]] = {
     "run_info": (
         "planned",
-        lambda r: {"jobs": {k: n for k, n in r.stats.items() if k not in ("total", TARGET)}},
+        lambda r: {
+            "jobs": {k: n for k, n in r.stats.items() if not k.startswith(("total", *TARGETS))}
+        },
     ),
     "job_info": ("started", _started),
     "job_finished": ("finished", lambda r: {"job": r.job_id}),
@@ -227,7 +229,7 @@ class Run:
         match event["event"]:
             case "planned":
                 self.planned = event["jobs"]
-            case "started" if event["rule"] != TARGET:
+            case "started" if not event["rule"].startswith(TARGETS):
                 self.failed.pop(event["job"], None)  # tried again
                 self.running[event["job"]] = Job(event["rule"], event["time"], event["log"])
             case "finished" if event["job"] in self.running:

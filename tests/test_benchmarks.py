@@ -1,12 +1,14 @@
 """What the benchmarks compare is the same thing; how fast it is stands in docs/performance.md."""
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import randn, visible
 
-from benchmarks import eviction, recall, released, training_step
+from benchmarks import eviction, overhead, recall, released, scaling, training_step
 from benchmarks.machine import interleaved, peak_mib, times_faster
 from pipeline.eviction import evicted_at
 from pipeline.policies import get_policy
@@ -69,3 +71,43 @@ def test_peak_memory_is_what_a_step_takes_at_once():
 def test_tokens_are_new_seen_or_copied():
     found = recall.kinds([5, 6, 7, 6, 5, 6, 6])
     assert found == ["new", "new", "seen", "seen", "copied", "seen"]
+
+
+def diamond(width):
+    """A dump, ``width`` trainings, what joins them, and a measurement."""
+    rule = {0: "dump", **dict.fromkeys(range(1, width + 1), "train")}
+    rule |= {width + 1: "collect", width + 2: "evaluate"}
+    layers = set(range(1, width + 1))
+    before = {0: set(), **{x: {0} for x in layers}, width + 1: layers, width + 2: {width + 1}}
+    after = {job: {x for x, earlier in before.items() if job in earlier} for job in rule}
+    return scaling.Graph(rule, before, after)
+
+
+def test_simulated_schedules_keep_to_gpus_and_to_what_waits():
+    graph = diamond(10)
+    times = {"dump": 20.0, "train": 5.0, "collect": 1.0, "evaluate": 30.0}
+    chain = scaling.chains(graph, times)
+    assert chain[0] == 56
+    assert chain[1] == 36
+    assert chain[12] == 30
+    walls = {n: scaling.wall_time(graph, times, n, chain) for n in (1, 3, 5, 10, 100)}
+    assert walls == {1: 101, 3: 71, 5: 61, 10: 56, 100: 56}
+
+
+def test_rules_that_take_a_gpu_are_those_of_the_simulation():
+    rules = Path(scaling.__file__).parent.parent / "workflow" / "rules"
+    found = set()
+    for path in rules.glob("*.smk"):
+        for block in re.split(r"^(?=rule |use rule )", path.read_text(), flags=re.M):
+            name = re.match(r"rule (\w+):|use rule (\w+) as (\w+) with:", block)
+            if name and ("gpu=GPUS" in block or name[2] in found):
+                found.add(name[1] or name[3])
+    assert found == scaling.GPU
+
+
+def test_jobs_that_do_nothing_run_through_the_real_workflow(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["overhead", "--layers", "1", "--dry-run"])
+    overhead.main()  # its times hold on an idle machine only
+    numbers = capsys.readouterr().out.splitlines()[-1].split()
+    assert int(numbers[0]) == 43
+    assert float(numbers[3]) > float(numbers[4]) > 0

@@ -7,7 +7,7 @@ its output projection, so that training needs neither the model nor `transformer
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -30,6 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, nargs=2, required=True, metavar=("START", "STOP"))
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="folder of layer files")
+
+
+class _Enough(Exception):
+    """The last layer of the job was received; the model need not run further."""
 
 
 @torch.inference_mode()
@@ -63,11 +67,14 @@ def run(args: argparse.Namespace) -> None:
             if layer in written:
                 for name, value in (("q", q), ("k", k), ("v", v)):
                     written[layer][name][rows].copy_(value)
+            if layer == stop - 1:
+                raise _Enough
 
         progress = Progress("dump", count)
         with record(model, receive):
             for first in range(0, count, args.batch_size):
                 rows = slice(first, min(first + args.batch_size, count))
-                model(tokens[rows].to(args.device), use_cache=False, logits_to_keep=1)
+                with suppress(_Enough):
+                    model(tokens[rows].to(args.device), use_cache=False, logits_to_keep=1)
                 for _ in range(rows.stop - rows.start):
                     progress.step()

@@ -416,7 +416,9 @@ def all_maps(form):
 def windows_cut():
     """(data set, windows, pack) of every sample of text that the run needs for each model."""
     users = [task | {"count": task["windows"]} for task in TASKS.values() if "windows" in task]
-    users += [CONFIG[x] | {"count": CONFIG[x]["windows"]} for x in ("fidelity", "maps") if CONFIG[x]]
+    users += [
+        CONFIG[x] | {"count": CONFIG[x]["windows"]} for x in ("fidelity", "maps") if CONFIG[x]
+    ]
     users += [TRAIN | {"count": TRAIN["sequences"]}] if grid.needs_training(CONFIG) else []
     return {(user["dataset"], user["count"], user["pack"]) for user in users}
 
