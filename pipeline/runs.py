@@ -217,6 +217,11 @@ class Run:
         return float(self.first["time"])
 
     @property
+    def idle(self) -> bool:
+        """Whether it ended well without a job, since all was there."""
+        return self.ended is not None and not self.planned and not self.errors
+
+    @property
     def waiting(self) -> dict[str, int]:
         """Jobs that have not been started, by rule."""
         taken = self.done + Counter(j.rule for j in [*self.running.values(), *self.failed.values()])
@@ -244,19 +249,22 @@ class Run:
             case "ended":
                 self.ended = event["time"]
 
-    def left(self, now: float) -> tuple[float, bool]:
+    def left(self, now: float) -> tuple[float | None, bool]:
         """(seconds that are left at the pace so far, whether there is a time for every rule).
 
-        Finished jobs of a rule tell how long its others take, those of earlier runs too; how many
-        run at once is taken from this run.
+        Finished jobs of a rule tell how long its others take, those of earlier runs too; a rule
+        without any counts as the mean of the others, and without them nothing is known (None). How
+        many jobs run at once is taken from this run.
         """
         mean = {rule: sum(times) / len(times) for rule, times in self.seconds.items() if times}
-        waiting = self.waiting
-        rules = {*waiting, *(job.rule for job in self.running.values())}
-        work = sum(mean.get(rule, 0.0) * count for rule, count in waiting.items())
+        rules = {*self.waiting, *(job.rule for job in self.running.values())}
+        if not mean and rules:
+            return None, False
+        typical = sum(mean.values()) / max(len(mean), 1)
+        work = sum(mean.get(rule, typical) * count for rule, count in self.waiting.items())
         spent = self.busy
         for job in self.running.values():
-            work += max(mean.get(job.rule, 0.0) - (now - job.began), 0.0)
+            work += max(mean.get(job.rule, typical) - (now - job.began), 0.0)
             spent += now - job.began
         at_once = max(spent / max(now - self.began, 1e-9), 1.0)
         return work / at_once, rules <= set(mean)
@@ -291,20 +299,24 @@ def read_runs(path: Path) -> Iterator[Run]:
 
 
 def last_run(path: Path) -> Run:
-    """The last run of an experiment; raises as :func:`read_runs`, also where there is none."""
+    """The last run of an experiment that had something to do, or else the last.
+
+    Raises:
+        DataError: as :func:`read_runs`, also where there is none.
+    """
     run = None
-    for run in read_runs(path):  # noqa: B007
-        pass
+    for found in read_runs(path):
+        if run is None or not found.idle:
+            run = found
     if run is None:
         raise DataError(f"{path} holds no run.")
     return run
 
 
-def is_alive(path: Path, run: Run) -> bool:
-    """Whether the run's scheduler lives: it holds a lock until it ends, however it ends."""
-    with path.open(encoding="utf-8") as file:
-        if not _locked(file, fcntl.LOCK_SH, 1):
-            return True
+def is_alive(path: Path) -> bool:
+    """Whether a run's scheduler lives: it holds a lock until it ends, however it ends."""
+    with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
+        return not _locked(file, fcntl.LOCK_SH, 1)
     return False
 
 
@@ -316,7 +328,7 @@ def state(run: Run, alive: bool) -> str:
         return "killed"
     if run.failed or run.errors:
         return "failed"
-    if not run.planned:
+    if run.idle:
         return "nothing was to be done"
     return "interrupted" if run.waiting or run.running else "finished"
 
@@ -338,9 +350,9 @@ def span(seconds: float) -> str:
 def time_left(run: Run, now: float) -> str:
     """How long a run will still take, as far as recorded times tell."""
     seconds, known = run.left(now)
-    if not known and not seconds:
+    if seconds is None:
         return "time left not known yet"
-    return f"{'about' if known else 'more than'} {span(seconds)} left"
+    return f"{'about' if known else 'roughly'} {span(seconds)} left"
 
 
 def one_line(run: Run, now: float) -> str:

@@ -114,6 +114,10 @@ def test_runs_that_end_before_their_jobs(path, capsys):
         assert text.startswith(f"tiny: {expected}\n")
         assert ("MissingInputException: no text" in text) == (expected == "failed")
     assert len(list(read_runs(path))) == 3
+    recorder = Recorder(path)
+    recorder.handle(event("workflow_started"))
+    recorder.close()
+    assert said(capsys).startswith("tiny: interrupted"), "a run without jobs hides none with some"
 
 
 def test_a_second_run_says_so_and_leaves_the_first_alone(recorder, path):
@@ -123,7 +127,7 @@ def test_a_second_run_says_so_and_leaves_the_first_alone(recorder, path):
         second.handle(event("workflow_started"))
     second.close()
     assert path.read_bytes() == before
-    assert is_alive(path, last_run(path))
+    assert is_alive(path)
     recorder.close()
     third = Recorder(path)
     third.handle(event("workflow_started"))
@@ -163,7 +167,9 @@ def test_a_killed_run_is_told_from_a_living_one(path, capsys):
     again = Recorder(path)
     again.handle(event("workflow_started"))
     again.close()
-    assert state(last_run(path), alive=False) == "nothing was to be done"
+    assert [state(run, alive=False) for run in read_runs(path)] == [
+        "killed", "nothing was to be done",
+    ]  # fmt: skip
 
 
 def test_time_left_comes_from_recorded_times(path, monkeypatch):
@@ -174,14 +180,15 @@ def test_time_left_comes_from_recorded_times(path, monkeypatch):
     first.handle(event("run_info", stats={"train": 4, "plot": 1}))
     for job in (1, 2):
         start(first, job, "train")
-    assert first.run.left(now[0]) == (0.0, False)
+    assert first.run.left(now[0]) == (None, False)
+    assert one_line(first.run, now[0]).endswith("; time left not known yet")
     now[0] += 30
     for job in (1, 2):
         first.handle(event("job_finished", job_id=job))
-    # two jobs of 30 s ran at once; two more wait, and nothing is known of the plot
-    assert first.run.left(now[0]) == (30.0, False)
+    # two jobs of 30 s ran at once; two more wait, and a plot of which nothing is known
+    assert first.run.left(now[0]) == (45.0, False)
     assert one_line(first.run, now[0]) == (
-        "progress: 2 of 5 jobs done; 0 running; train 2/4; more than 30 s left"
+        "progress: 2 of 5 jobs done; 0 running; train 2/4; roughly 45 s left"
     )
     start(first, 9, "plot")
     now[0] += 10

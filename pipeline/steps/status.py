@@ -84,10 +84,8 @@ def stages(run: Run) -> str:
 def describe(path: Path, now: float) -> str:
     """The last run of a record, as text."""
     root = path.parent.parent.parent
+    alive = is_alive(path)  # first: a run that ends in between has then said so
     run = last_run(path)
-    alive = is_alive(path, run)
-    if not alive:  # it may have ended between the two
-        run = last_run(path)
     return "\n".join(_lines(run, path.parent.name, state(run, alive), root, now))
 
 
@@ -124,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
     """Print how far the run is; with ``--live`` until it ends or Ctrl-C."""
     path = find(args.where)
     try:
-        while args.live and is_alive(path, last_run(path)):
+        while args.live and is_alive(path):
             print(REDRAW * sys.stdout.isatty() + describe(path, time.time()), flush=True)
             time.sleep(args.every)
     except KeyboardInterrupt:

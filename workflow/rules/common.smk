@@ -445,3 +445,25 @@ def hashed_inputs():
         found |= {samples_of(model, *text) for text in windows_cut()}
     found |= {prompts_of(cell) for cell in grid.task_cells(CONFIG, "summaries")}
     return sorted(found) + [kernels_of(training) for training in grid.trainings(CONFIG)]
+
+
+# Command lines
+
+
+def longest_commands():
+    """Words of the commands that take the most files."""
+    yield measured()
+    yield [json.dumps(CONFIG), *hashed_inputs(), *tables(), *figures()]
+    for training in grid.trainings(CONFIG):
+        parts = range(len(train_ranges(training.model)))
+        yield [
+            kernels_of(training).with_suffix("") / f"part{part}.safetensors" for part in parts
+        ] * 2
+
+
+# Linux takes 128 KiB; better said before a run than at its end.
+if any(sum(len(shlex.quote(str(w))) + 1 for w in words) > 120_000 for words in longest_commands()):
+    raise WorkflowError(
+        "configuration: the files of this experiment do not fit on one command line; split it, for"
+        " example by model or task."
+    )
