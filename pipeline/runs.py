@@ -84,7 +84,13 @@ class Recorder(logging.Handler):
                 self._begin()
             except LessError as error:
                 raise self.refusal(str(error)) from None
-        elif self.file and name in EVENTS:
+        try:
+            self._keep(name, record)
+        except Exception:  # it is only a record: the run goes on
+            self.handleError(record)
+
+    def _keep(self, name: str, record: logging.LogRecord) -> None:
+        if self.file and name in EVENTS:
             ours, kept = EVENTS[name]
             self._write(ours, kept(record))
         elif self.show and self.run and name == "progress":

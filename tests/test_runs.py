@@ -231,6 +231,13 @@ def test_a_full_disk_ends_no_run(recorder, path):
     assert recorder.run.running[1].rule == "dump"
 
 
+def test_an_event_of_another_form_ends_no_run(recorder, capsys):
+    recorder.handle(event("job_info", jobid=1))
+    assert "AttributeError" in capsys.readouterr().err
+    start(recorder, 1, "dump")
+    assert recorder.run.running[1].rule == "dump"
+
+
 def test_many_running_jobs_are_cut_short(recorder, path, capsys):
     for job in range(status.SHOWN_JOBS + 5):
         start(recorder, job, "train")
