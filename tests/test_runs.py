@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import runs
+from pipeline import recorder as recording
 from pipeline.__main__ import main
 from pipeline.errors import DataError, LessError
-from pipeline.runs import NAME, Recorder, is_alive, last_run, one_line, read_runs, span, state
+from pipeline.recorder import Recorder
+from pipeline.runs import NAME, is_alive, last_run, one_line, read_runs, span, state
 from pipeline.steps import status
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +35,7 @@ def start(recorder, jobid, rule):
 def path(tmp_path, monkeypatch):
     """The record of an experiment in an empty folder, which is the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "TRIES", 1)
+    monkeypatch.setattr(recording, "TRIES", 1)
     return Path("logs") / "tiny" / NAME
 
 
@@ -138,7 +139,7 @@ def test_a_second_run_says_so_and_leaves_the_first_alone(recorder, path):
 KILLED = """
 import logging, sys, time
 from pathlib import Path
-from pipeline.runs import Recorder
+from pipeline.recorder import Recorder
 recorder = Recorder(Path(sys.argv[1]))
 for content in ({"event": "workflow_started"}, {"event": "run_info", "stats": {"train": 2}},
                 {"event": "job_info", "jobid": 1, "rule_name": "train", "log": []}):

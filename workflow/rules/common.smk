@@ -21,7 +21,8 @@ from pipeline.expectations import bundles_at_once, expectations
 from pipeline.files import sha256
 from pipeline.methods import METHODS
 from pipeline.packages import packages
-from pipeline.runs import NAME, Recorder
+from pipeline.recorder import Recorder
+from pipeline.runs import NAME
 from pipeline.sources import code_of
 from pipeline.summaries import get_template
 
