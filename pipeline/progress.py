@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import socket
 import sys
 import time
+
+
+def machine() -> str:
+    """Host, and the GPU if this process has begun to use one; nothing is imported to find out."""
+    torch = sys.modules.get("torch")
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_initialized() else "no GPU"
+    return f"{socket.gethostname()} ({platform.machine()}, {os.cpu_count()} cores, {gpu})"
 
 
 def rate(count: float, seconds: float) -> str:
@@ -18,6 +28,7 @@ class Progress:
         self.label, self.total, self.every = label, total, every
         self.done = 0
         self.started = self.printed = time.monotonic()
+        print(f"{label}: {total} to do on {machine()}", file=sys.stderr, flush=True)
 
     def step(self, note: str = "") -> None:
         """One unit is finished; ``note`` says what it gave."""

@@ -21,7 +21,7 @@ from pipeline.files import save_table
 from pipeline.kernels import LessKernel, get_kernel
 from pipeline.layout import layer_file
 from pipeline.policies import get_policy
-from pipeline.progress import rate
+from pipeline.progress import machine, rate
 from pipeline.tensors import open_tensors
 from pipeline.training import Epoch, Recipe, evaluate, prepare, split, train_layer
 
@@ -88,6 +88,8 @@ def run(args: argparse.Namespace) -> None:
         ).to(args.device)  # fmt: skip
         if not isinstance(kernel, LessKernel):
             raise ConfigError("only trainable kernels can be trained.")
+        if not kernels:
+            print(f"train: layers {args.layers} on {machine()}", file=sys.stderr, flush=True)
         training, held_out = split(len(prepared), recipe.validation, recipe.seed)
         sparse = evaluate(prepared, held_out, None)
 
