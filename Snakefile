@@ -32,6 +32,11 @@ include: "workflow/rules/report.smk"
 
 localrules:
     all,
+    fetch,  # where Snakemake runs there is a network, on a cluster's nodes often none
+
+
+onstart:
+    refuse_limits_on_arrays()
 
 
 rule all:

@@ -13,7 +13,7 @@ rule tabulate:
     threads: 1
     resources:
         mem_mb=memory(2000),
-        runtime=20,
+        runtime=minutes(20),
     params:
         experiment=CONFIG["experiment"],
         config_hash=configuration.config_hash(CONFIG),
@@ -51,7 +51,7 @@ rule tables:
     threads: 1
     resources:
         mem_mb=memory(2000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         folder=RESULTS,
         models=json.dumps(MODELS, sort_keys=True),
@@ -80,7 +80,7 @@ rule compare:
     threads: 1
     resources:
         mem_mb=memory(2000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         config=json.dumps(
             {key: CONFIG[key] for key in ("models", "train", "grid", "tasks")}, sort_keys=True
@@ -116,7 +116,7 @@ rule plot:
     threads: 1
     resources:
         mem_mb=memory(2000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         folder=RESULTS / "figures",
         code=code_of("plot"),
@@ -145,7 +145,7 @@ rule provenance:
     threads: 1
     resources:
         mem_mb=memory(1000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         config=json.dumps(CONFIG, sort_keys=True),
         config_hash=configuration.config_hash(CONFIG),
@@ -172,7 +172,7 @@ rule page:
     threads: 1
     resources:
         mem_mb=memory(1000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         snakefile=os.path.relpath(workflow.main_snakefile),
     shell:
