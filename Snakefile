@@ -32,6 +32,11 @@ include: "workflow/rules/report.smk"
 
 localrules:
     all,
+    fetch,  # where Snakemake runs there is a network, on a cluster's nodes often none
+
+
+onstart:
+    refuse_limits_on_arrays()
 
 
 rule all:
@@ -52,6 +57,6 @@ for policy in GRID["policies"]:
     rule:
         name:
             f"policy_{policy}"
-        localrule: True
         input:
             [cell_file(cell) for cell in grid.cells_of_policy(CONFIG, policy)],
+        localrule: True

@@ -8,6 +8,7 @@ import os
 import sys
 
 from pipeline import __version__
+from pipeline.devices import bound
 from pipeline.errors import LessError
 
 STEPS: dict[str, str] = {
@@ -52,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         _limit_threads(args.threads)
     try:
-        importlib.import_module(f"pipeline.steps.{args.step}").run(args)
+        with bound(getattr(args, "device", "cpu")):  # before CUDA is used
+            importlib.import_module(f"pipeline.steps.{args.step}").run(args)
     except LessError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

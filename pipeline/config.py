@@ -95,8 +95,8 @@ def _complete(config: object) -> dict[str, Any]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Twelve hex digits that change when anything but folders and wording changes."""
-    ignored = ("description", "scratch", "data_dir")
+    """Twelve hex digits that change when anything but folders, wording and load changes."""
+    ignored = ("description", "scratch", "data_dir", "jobs_per_gpu")
     content = {key: value for key, value in config.items() if key not in ignored}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

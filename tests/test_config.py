@@ -295,7 +295,7 @@ def test_hash_follows_content_not_folders_or_wording():
     base = config_hash(complete(SMOKE))
     assert re.fullmatch("[0-9a-f]{12}", base)
     for same in ({"scratch": "/elsewhere"}, {"data_dir": "d"}, {"description": "other"},
-                 {"grid__scores": "cached"}):  # fmt: skip
+                 {"grid__scores": "cached"}, {"jobs_per_gpu": 4}):  # fmt: skip
         assert config_hash(complete(smoke(**same))) == base, same
     reordered = dict(reversed(smoke().items()))
     assert config_hash(complete(reordered)) == base

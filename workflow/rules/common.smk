@@ -32,6 +32,16 @@ except LessError as error:
     raise WorkflowError(f"configuration: {error}")
 
 
+def refuse_limits_on_arrays():
+    """Say so where a run would hang: the Slurm plugin (2.8) loses jobs of an array under a limit."""
+    limited = workflow.resource_settings.nodes != sys.maxsize or "gpu" in workflow.global_resources
+    if getattr(workflow.executor_settings, "array_jobs", None) and limited:
+        raise WorkflowError(
+            "job arrays know no limit on jobs or GPUs: leave out --jobs and --resources,"
+            " or the arrays (--slurm-array-jobs '')."
+        )
+
+
 SCRATCH = Path(CONFIG["scratch"]) / CONFIG["experiment"]
 DOWNLOADS = Path(CONFIG["scratch"]) / "downloads"
 RESULTS = Path("results") / CONFIG["experiment"]
@@ -41,6 +51,7 @@ BENCHMARKS = SCRATCH / "benchmarks"
 MODELS, TASKS, TRAIN, GRID = (CONFIG[key] for key in ("models", "tasks", "train", "grid"))
 SEED, DEVICE = CONFIG["seed"], CONFIG["device"]
 GPUS = 1 if DEVICE == "cuda" else 0
+os.environ.setdefault("LESS_JOBS_PER_GPU", str(CONFIG["jobs_per_gpu"]))  # for jobs on this host
 DATA_DIR = CONFIG["data_dir"]
 FORMATS = ["md", "csv", "tex", "html"]
 
@@ -135,9 +146,12 @@ def verbatim(text):
     return lambda wildcards: text
 
 
-def memory(base):
-    """Memory in MB that grows with the attempt, so that a retry after a kill has more."""
+def growing(base):
+    """A resource that grows with the attempt, so that a retry after a kill has more."""
     return lambda wildcards, attempt: base * attempt
+
+
+memory = minutes = growing  # in MB; in minutes
 
 
 def model_memory(wildcards, attempt):

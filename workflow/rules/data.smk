@@ -11,11 +11,10 @@ rule sample:
         LOGS / "sample" / "{model}" / "{dataset}-{windows}{packed}.log",
     benchmark:
         BENCHMARKS / "sample" / "{model}" / "{dataset}-{windows}{packed}.tsv"
-    retries: 1
     threads: 1
     resources:
         mem_mb=memory(3000),
-        runtime=60,
+        runtime=minutes(60),
     params:
         dataset=lambda wildcards: json.dumps(CONFIG["datasets"][wildcards.dataset], sort_keys=True),
         length=lambda wildcards: MODELS[wildcards.model]["context"],

@@ -12,11 +12,10 @@ rule evaluate:
         LOGS / "evaluate" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.log",
     benchmark:
         BENCHMARKS / "evaluate" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.tsv"
-    retries: 1
     threads: 1
     resources:
         mem_mb=model_memory,
-        runtime=480,
+        runtime=minutes(480),
         gpu=GPUS,
     params:
         step="evaluate",
@@ -73,11 +72,10 @@ rule maps:
         LOGS / "maps" / "{model}.log",
     benchmark:
         BENCHMARKS / "maps" / "{model}.tsv"
-    retries: 1
     threads: 1
     resources:
         mem_mb=model_memory,
-        runtime=60,
+        runtime=minutes(60),
         gpu=GPUS,
     params:
         dtype=lambda wildcards: MODELS[wildcards.model]["dtype"],

@@ -14,11 +14,10 @@ rule dump:
         LOGS / "dump" / "{model}" / "part{part}.log",
     benchmark:
         BENCHMARKS / "dump" / "{model}" / "part{part}.tsv"
-    retries: 1
     threads: 2
     resources:
         mem_mb=model_memory,
-        runtime=240,
+        runtime=minutes(240),
         gpu=GPUS,
     params:
         layers=lambda wildcards: dump_ranges(wildcards.model)[int(wildcards.part)],

@@ -12,11 +12,10 @@ rule harness:
         LOGS / "harness" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.log",
     benchmark:
         BENCHMARKS / "harness" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.tsv"
-    retries: 1
     threads: 1
     resources:
         mem_mb=model_memory,
-        runtime=1440,
+        runtime=minutes(1440),
         gpu=GPUS,
     params:
         dtype=lambda wildcards: MODELS[wildcards.model]["dtype"],

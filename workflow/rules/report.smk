@@ -13,7 +13,7 @@ rule tabulate:
     threads: 1
     resources:
         mem_mb=memory(2000),
-        runtime=20,
+        runtime=minutes(20),
     params:
         experiment=CONFIG["experiment"],
         config_hash=configuration.config_hash(CONFIG),
@@ -52,7 +52,7 @@ rule tables:
     threads: 1
     resources:
         mem_mb=memory(2000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         folder=RESULTS,
         models=verbatim(json.dumps(MODELS, sort_keys=True)),
@@ -81,7 +81,7 @@ rule compare:
     threads: 1
     resources:
         mem_mb=memory(2000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         config=verbatim(
             json.dumps(
@@ -119,7 +119,7 @@ rule plot:
     threads: 1
     resources:
         mem_mb=memory(2000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         folder=RESULTS / "figures",
         code=code_of("plot"),
@@ -154,7 +154,7 @@ rule provenance:
     threads: 1
     resources:
         mem_mb=memory(1000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         config=verbatim(json.dumps(CONFIG, sort_keys=True)),
         config_hash=configuration.config_hash(CONFIG),
@@ -181,7 +181,7 @@ rule page:
     threads: 1
     resources:
         mem_mb=memory(1000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         snakefile=os.path.relpath(workflow.main_snakefile),
     shell:

@@ -11,11 +11,10 @@ rule prompts:
         LOGS / "prompts" / "{model}" / "{task}{study}.log",
     benchmark:
         BENCHMARKS / "prompts" / "{model}" / "{task}{study}.tsv"
-    retries: 1
     threads: 1
     resources:
         mem_mb=memory(2000),
-        runtime=60,
+        runtime=minutes(60),
     params:
         prompts=prompt_arguments,
         wording=lambda wildcards: str(get_template(TASKS[wildcards.task]["template"])),
@@ -40,11 +39,10 @@ rule summaries:
         LOGS / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.log",
     benchmark:
         BENCHMARKS / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.tsv"
-    retries: 1
     threads: 1
     resources:
         mem_mb=model_memory,
-        runtime=1440,
+        runtime=minutes(1440),
         gpu=GPUS,
     params:
         dtype=lambda wildcards: MODELS[wildcards.model]["dtype"],
@@ -97,7 +95,7 @@ rule examples:
     threads: 1
     resources:
         mem_mb=memory(1000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         code=code_of("examples"),
     shell:

@@ -15,11 +15,10 @@ rule train:
         LOGS / "train" / "{model}" / "{policy}-{sparsity}{size}" / "part{part}.log",
     benchmark:
         BENCHMARKS / "train" / "{model}" / "{policy}-{sparsity}{size}" / "part{part}.tsv"
-    retries: 1
     threads: 1
     resources:
         mem_mb=memory(TRAIN["memory_mb"]),
-        runtime=240,
+        runtime=minutes(240),
         gpu=GPUS,
     params:
         layers=lambda wildcards: train_ranges(wildcards.model)[int(wildcards.part)],
@@ -59,7 +58,7 @@ rule collect:
     threads: 1
     resources:
         mem_mb=memory(2000),
-        runtime=10,
+        runtime=minutes(10),
     params:
         label=lambda wildcards: json.dumps(
             {
