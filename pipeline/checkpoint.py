@@ -29,7 +29,13 @@ def save_kernels(
     path: Path, kernels: Mapping[int, LessKernel], heads: Heads, build: Mapping[str, Any],
     **header: Any,
 ) -> None:  # fmt: skip
-    """Write kernels by layer; ``build`` holds the sizes :func:`get_kernel` rebuilds them from."""
+    """Write kernels by layer; ``build`` holds the sizes :func:`get_kernel` rebuilds them from.
+
+    Raises:
+        DataError: a kernel holds numbers that are not finite.
+    """
+    for layer, kernel in kernels.items():
+        _require_finite(kernel, f"the kernel of layer {layer}, which was to become {path},")
     tensors = {
         f"layers.{layer}.{name}": value.detach()
         for layer, kernel in kernels.items()
@@ -56,6 +62,8 @@ def load_kernels(
         DataError: not a kernel file, damaged, layers missing, or made for another model.
     """
     tensors, header = load_tensors(path, KIND)
+    if not {"layers", "heads", "build"} <= header.keys():
+        raise DataError(f"{path} does not say in its header what its kernels are built for.")
     count = num_layers if num_layers is not None else len(header["layers"])
     if header["layers"] != list(range(count)):
         raise DataError(
@@ -68,17 +76,42 @@ def load_kernels(
         )
     kernels = []
     for layer in range(count):
-        kernel = get_kernel(
-            "less", **header["heads"], **header["build"], compute_dtype=compute_dtype
-        )
         prefix = f"layers.{layer}."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
+            kernel = _build(header, state, compute_dtype)
             kernel.load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: layer {layer} does not fit its header ({error}).") from None
+        _require_finite(kernel, f"{path}: layer {layer}")
         kernels.append(kernel.eval())
-    return kernels  # type: ignore[return-value]
+    return kernels
+
+
+def _build(
+    header: Mapping[str, Any], state: Mapping[str, torch.Tensor], compute_dtype: torch.dtype
+) -> LessKernel:
+    """A kernel of the header's sizes, once they are seen to be those of ``state``.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not, or there are none.
+    """
+    heads, build = Heads(**header["heads"]), header["build"]
+    width, rank = state["phi_w2"].shape[1:]
+    for name, count in (("phi", heads.num_heads), ("psi", heads.num_kv_heads)):
+        first, second = (tuple(state[f"{name}_{part}"].shape) for part in ("w1", "w2"))
+        if (first, second) != ((count, heads.head_dim, width), (count, width, rank)):
+            raise ValueError(f"{name} is {first} and {second}")
+    sizes = {"hidden_size": width, "kernel_size": rank}
+    if {**sizes, **build} != {**build, **sizes}:
+        raise ValueError(f"it is {rank} features of {width} hidden units")
+    return get_kernel("less", **vars(heads), **build, compute_dtype=compute_dtype)  # type: ignore[return-value]
+
+
+def _require_finite(kernel: LessKernel, what: str) -> None:
+    """Refuse a kernel that would turn every output into NaN."""
+    if not all(bool(value.isfinite().all()) for value in kernel.state_dict().values()):
+        raise DataError(f"{what} holds numbers that are not finite; train it again.")
 
 
 def join_kernels(parts: Sequence[Path], out: Path) -> None:

@@ -11,7 +11,7 @@ from pipeline.files import load_table
 
 COLUMNS = [
     "layer", "sparse_loss", "epoch", "train_loss", "validation_loss", "learning_rate", "model",
-    "policy", "train_sparsity",
+    "policy", "train_sparsity", "fault", "became",
 ]  # fmt: skip
 
 

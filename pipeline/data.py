@@ -32,6 +32,7 @@ import torch
 
 from pipeline.errors import ConfigError, DataError, unknown
 from pipeline.packages import downloaded
+from pipeline.retry import persistently
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,40 +148,32 @@ def _aclsum(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]
     split = _key(spec, "split")
     if split not in ACLSUM_SPLITS:
         raise unknown("split of aclsum", split, ACLSUM_SPLITS)
-    path = downloaded("aclsum", downloads)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            listing = archive.read(f"aclsum/dataset/{ACLSUM_SPLITS[split]}.jsonl").decode()
-            for row in map(json.loads, listing.splitlines()):
-                paper = json.loads(archive.read(f"aclsum/dataset/paper_jsons/{row['id']}.json"))
-                body = [paragraph["text"] for paragraph in paper["pdf_parse"]["body_text"]]
-                parts = [paper["title"], paper["abstract"], *body]
-                sections = [row["sentences"][x] for x in ("abstract", "introduction", "conclusion")]
-                yield {
-                    "id": row["id"],
-                    "title": paper["title"],
-                    # a formula that the papers' converter could not read leaves this one word
-                    "text": "\n\n".join(x for x in parts if x and x != "EQUATION"),
-                    "document": " ".join(sentence for part in sections for sentence in part),
-                    "summary": " ".join(
-                        row["summary"][x] for x in ("challenge", "approach", "outcome")
-                    ),
-                }
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete it and fetch it again.") from error
+    with zipfile.ZipFile(downloaded("aclsum", downloads)) as archive:
+        listing = archive.read(f"aclsum/dataset/{ACLSUM_SPLITS[split]}.jsonl").decode()
+        for row in map(json.loads, listing.splitlines()):
+            paper = json.loads(archive.read(f"aclsum/dataset/paper_jsons/{row['id']}.json"))
+            body = [paragraph["text"] for paragraph in paper["pdf_parse"]["body_text"]]
+            parts = [paper["title"], paper["abstract"], *body]
+            sections = [row["sentences"][x] for x in ("abstract", "introduction", "conclusion")]
+            yield {
+                "id": row["id"],
+                "title": paper["title"],
+                # a formula that the papers' converter could not read leaves this one word
+                "text": "\n\n".join(x for x in parts if x and x != "EQUATION"),
+                "document": " ".join(sentence for part in sections for sentence in part),
+                "summary": " ".join(
+                    row["summary"][x] for x in ("challenge", "approach", "outcome")
+                ),
+            }
 
 
 def _wikipedia_sample(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
     """Articles of the dump in its order, without redirects, stubs and pages about Wikipedia."""
-    path = downloaded("gensim", downloads)
-    try:
-        with bz2.open(path) as dump:
-            for title, markup in _articles(dump):
-                text = plain_text(markup)
-                if len(text.split()) >= SHORTEST_ARTICLE_WORDS:
-                    yield {"id": title, "text": f"{title}\n\n{text}"}
-    except (OSError, EOFError, ElementTree.ParseError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete it and fetch it again.") from error
+    with bz2.open(downloaded("gensim", downloads)) as dump:
+        for title, markup in _articles(dump):
+            text = plain_text(markup)
+            if len(text.split()) >= SHORTEST_ARTICLE_WORDS:
+                yield {"id": title, "text": f"{title}\n\n{text}"}
 
 
 def _articles(dump: Any) -> Iterator[tuple[str, str]]:
@@ -247,21 +240,32 @@ def _hub(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
 
     import datasets
 
-    datasets.disable_progress_bars()
-    try:
-        yield from datasets.load_dataset(
-            _key(spec, "path"),
+    from pipeline.hub import first_line, lasting
+
+    path, split = _key(spec, "path"), _key(spec, "split")
+
+    def attempt(number: int) -> Iterable[Row]:
+        return datasets.load_dataset(  # type: ignore[no-any-return]
+            path,
             spec.get("name"),
-            split=_key(spec, "split"),
+            split=split,
             revision=spec.get("revision"),
             streaming=spec.get("stream", False),
         )
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+
+    def final(error: Exception) -> bool:
+        told = (ValueError, datasets.exceptions.DatasetNotFoundError)
+        return isinstance(error, told) or lasting(error)
+
+    datasets.disable_progress_bars()
+    try:
+        yield from persistently(attempt, final)
+    except Exception as error:  # those of its network library have no base that it names
         instead = f"put a copy as JSON lines at {(data_dir or Path('data_dir')) / (local or '…')}"
         if data_dir is None or local is None:
             instead += " and name both in config (data_dir, and local in the data set)"
         raise DataError(
-            f"cannot read the data set '{_name(spec)}': {str(error).splitlines()[0]}. "
+            f"cannot read the data set '{_name(spec)}': {first_line(error)}. "
             f"Without the hub, {instead}."
         ) from error
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class LessError(Exception):
@@ -16,6 +18,23 @@ class ConfigError(LessError):
 
 class DataError(LessError):
     """A file or data set is missing, incomplete or not what it claims to be."""
+
+
+class DamagedError(DataError):
+    """A file between steps is not what was written.
+
+    Attributes:
+        output: the file, or the folder that stands and falls with it: what is to be made again.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        what: object,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(f"{path} is damaged ({what}); make it again.")
+        self.output = Path(path if folder is None else folder)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,18 @@ from pipeline.errors import DataError
 from pipeline.files import sha256
 from pipeline.sources import code_of
 
+CHECKSUM = 17
+"""Bytes before the rows of a line."""
+
 
 class Journal:
     """A line for each :meth:`extend`, on disk before it returns: all its rows come back, or none.
 
+    A line is a checksum and rows as JSON. One process writes a file at a time; another, as after a
+    scheduler that was killed and started again, waits for it.
+
     Args:
-        path: created with its folders. A last line that was cut off is dropped.
+        path: created with its folders. From a line on that was cut off or changed, all is dropped.
 
     Attributes:
         rows: everything written so far, by this process or before.
@@ -31,10 +40,15 @@ class Journal:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            content = path.read_bytes()
+            self._lines = path.open("a+b")
+            with suppress(OSError):  # a file system without locks
+                fcntl.lockf(self._lines, fcntl.LOCK_EX)  # of this process, until it closes the file
+            self._lines.seek(0)
+            content = self._lines.read()
             self.rows, length = _whole_lines(content)
             if length < len(content):  # or the next row would continue the torn line
+                said = f"{path} is damaged from byte {length} on; what followed is done again"
+                print(said, file=sys.stderr)
                 os.truncate(path, length)
         except OSError as error:
             raise DataError(f"cannot use {path}: {error.strerror or error}.") from error
@@ -43,10 +57,9 @@ class Journal:
         """Append rows, together."""
         new = list(rows)
         try:
-            with self.path.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(new) + "\n")
-                lines.flush()
-                os.fsync(lines.fileno())
+            self._lines.write(_line(json.dumps(new).encode()))
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
         except OSError as error:
             raise DataError(f"cannot write {self.path}: {error.strerror or error}.") from error
         self.rows += new
@@ -77,9 +90,14 @@ def _whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
     for line in content.splitlines(keepends=True):
         if not line.endswith(b"\n"):
             break
-        try:
-            rows += json.loads(line)
-        except ValueError:
+        content = line[CHECKSUM:-1]
+        if line != _line(content):
             break
+        rows += json.loads(content)
         length += len(line)
     return rows, length
+
+
+def _line(content: bytes) -> bytes:
+    """A checksum, ``content`` and a line break."""
+    return hashlib.sha256(content).hexdigest()[: CHECKSUM - 1].encode() + b" " + content + b"\n"

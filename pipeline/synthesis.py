@@ -33,12 +33,18 @@ def merge(
 
         a = sparse_out e^(lse - Z) + numerator e^(-Z),   Z = logaddexp(lse, log(denominator + eps))
 
+    Where the denominator does not count beside eps there is no memory (psi = 0, say), and a is
+    ``sparse_out`` exactly, whatever the logits.
+
     Args:
         sparse_out: attention over the cached keys, (..., D). lse: of the cached logits, (...).
         numerator: phi H, (..., D). denominator: phi z, (...).
     """
-    z = torch.logaddexp(lse, (denominator + EPSILON).log())
-    return sparse_out * (lse - z).exp()[..., None] + numerator * (-z).exp()[..., None]
+    mass = denominator + EPSILON
+    empty = mass <= EPSILON
+    z = torch.logaddexp(lse, mass.log().masked_fill(empty, -torch.inf))
+    unit = (-z).masked_fill(empty, -torch.inf).exp()
+    return sparse_out * (lse - z).exp()[..., None] + numerator * unit[..., None]
 
 
 def linear_attention(

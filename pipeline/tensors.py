@@ -1,4 +1,4 @@
-"""Tensors between steps: safetensors whose header says what they hold."""
+"""Tensors between steps: sealed safetensors whose header says what they hold."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from pipeline.errors import DataError
+from pipeline.errors import DamagedError, DataError
 from pipeline.files import whole
+from pipeline.seals import UNSEALED, check, seal
 
 
 @contextmanager
@@ -32,24 +33,39 @@ def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, torch.Tensor], kind: str, **header: Any
 ) -> None:
     """Write tensors as safetensors whose header holds ``kind`` and ``header`` as JSON."""
-    text = json.dumps({"kind": kind, **header}, sort_keys=True)
+    text = _header(kind, header)
     with whole(path) as partial, _named(path):
         save_file({k: v.contiguous() for k, v in tensors.items()}, partial, {"less": text})
+        seal(partial)
+
+
+def _header(kind: str, header: Mapping[str, Any]) -> str:
+    return json.dumps({"kind": kind, **header, "checksum": UNSEALED}, sort_keys=True)
 
 
 SAFETENSORS_NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 
 
+Form = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Dtypes and shapes by name."""
+
+
+def tensor_bytes(form: Form) -> int:
+    """Bytes that tensors take."""
+    return sum(dtype.itemsize * math.prod(shape) for dtype, shape in form.values())
+
+
 @contextmanager
 def create_tensors(
-    path: Path, form: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], kind: str, **header: Any
+    path: Path, form: Form, kind: str, **header: Any
 ) -> Iterator[dict[str, torch.Tensor]]:
     """A safetensors file on disk to be filled piece by piece: name to a memory-mapped tensor.
 
-    The whole file is allocated first, so that a full disk is an error here and not a crash later.
-    Not renamed on its own: use within :func:`whole` or :func:`whole_folder`.
+    The whole file is allocated first, so that a full disk is an error here and not a crash later,
+    and sealed at the end: its tensors must not change after. Not renamed on its own: use within
+    :func:`whole` or :func:`whole_folder`.
     """
-    layout: dict[str, Any] = {"__metadata__": {"less": json.dumps({"kind": kind, **header})}}
+    layout: dict[str, Any] = {"__metadata__": {"less": _header(kind, header)}}
     end = 0
     # Widest first, as the format's own writer does, so that every tensor starts aligned.
     for name, (dtype, shape) in sorted(form.items(), key=lambda item: -item[1][0].itemsize):
@@ -68,30 +84,32 @@ def create_tensors(
             name: data[slice(*layout[name]["data_offsets"])].view(dtype).view(shape)
             for name, (dtype, shape) in form.items()
         }
+    seal(path)
 
 
 @contextmanager
-def open_tensors(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+def open_tensors(
+    path: str | os.PathLike[str], kind: str, folder: Path | None = None
+) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Open a file of ``kind`` for reading slices: (safetensors handle, header).
 
+    Args:
+        folder: that is made again if the file is damaged, where it is not the file alone.
+
     Raises:
-        DataError: missing, truncated, not safetensors, or of another kind.
+        DataError: missing, or of another kind.
+        DamagedError: not the safetensors that were written; see :func:`pipeline.files.check`.
     """
+    check(path, folder)
     try:
         handle = safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; run the step that makes it.") from None
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
+        raise DamagedError(path, error, folder) from error
     with handle:
-        try:
-            header = json.loads((handle.metadata() or {}).get("less", "{}"))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} is damaged ({error}); delete it and run again.") from error
-        found = header.get("kind") if isinstance(header, dict) else None
-        if found != kind:
-            found = found or "of no known kind"
-            raise DataError(f"{path} should hold {kind}, but is {found}.")
+        header = json.loads((handle.metadata() or {}).get("less", "{}"))
+        del header["checksum"]
+        if header["kind"] != kind:
+            raise DataError(f"{path} should hold {kind}, but is {header['kind']}.")
         yield handle, header
 
 

@@ -8,8 +8,9 @@ small MLPs, a chunked linear attention and the output projection.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -126,6 +127,11 @@ class Epoch:
     learning_rate: float
     seconds: float
 
+    @property
+    def finite(self) -> bool:
+        """Whether both losses are numbers."""
+        return math.isfinite(self.train_loss) and math.isfinite(self.validation_loss)
+
 
 def _batches(indices: list[int], size: int, seed: int) -> Iterator[torch.Tensor]:
     """Shuffled batches of sequence indices."""
@@ -167,7 +173,8 @@ def train_layer(
         report: called after each epoch.
 
     Returns:
-        The loss curve; epoch 0 is before the first step.
+        The loss curve; epoch 0 is before the first step. It ends early where a loss is no longer a
+        finite number, since what follows would be none either.
     """
     training, validation = split(len(prepared), recipe.validation, recipe.seed)
     parameters = dict(kernel.named_parameters())
@@ -182,6 +189,8 @@ def train_layer(
         curve.append(Epoch(0, evaluate(prepared, training, kernel), start_loss, 0.0, 0.0))
         report(curve[-1])
     for number in range(len(curve), recipe.epochs + 1):
+        if not curve[-1].finite:
+            break
         started = time.monotonic()
         rate = recipe.learning_rate * 0.5 ** ((number - 1) // recipe.halve_every)
         optimizer.param_groups[0]["lr"] = rate
@@ -207,6 +216,36 @@ def train_layer(
     kernel.load_state_dict(best, strict=False)
     kernel.eval()
     return curve
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What went wrong in the training of a layer.
+
+    Attributes:
+        what: for people, as in "layer 3 <what>".
+        harmful: no epoch's kernel beats the sparse policy, so the layer is better off without.
+    """
+
+    what: str
+    harmful: bool
+
+    @classmethod
+    def of(cls, curve: Sequence[Epoch], sparse: float) -> Fault | None:
+        """The fault of a loss curve, if it has one; ``sparse`` is the sparse policy's loss."""
+        beaten = any(epoch.validation_loss < sparse for epoch in curve)
+        last = curve[-1]
+        if not math.isfinite(sparse):
+            return cls("has features that are no finite half-precision numbers", True)
+        if not last.finite:
+            return cls(f"diverged in epoch {last.epoch}", not beaten)
+        return None if beaten else cls("does not beat the sparse policy", True)
+
+
+@torch.no_grad()
+def make_sparse(kernel: LessKernel) -> None:
+    """Set s1 to 0, in place: psi and so the state are 0, and what is left is the sparse policy."""
+    kernel.s1.zero_()
 
 
 def _save_state(

@@ -1,11 +1,13 @@
 import bz2
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from pipeline import packages
 from pipeline.data import (
     Document,
     load_documents,
@@ -14,7 +16,8 @@ from pipeline.data import (
     plain_text,
     sample_windows,
 )
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DamagedError, DataError
+from pipeline.files import sha256
 from pipeline.models import byte_tokenizer
 from pipeline.packages import get_package
 
@@ -49,8 +52,8 @@ def write_lines(path, rows):
 
 
 @pytest.fixture
-def packaged(tmp_path):
-    """Small files in the form of the packages' own."""
+def packaged(tmp_path, monkeypatch):
+    """Small files in the form of the packages' own, and the packages' table with their hashes."""
     pages = [
         page("Long", PROSE),
         page("Stub", "Nothing much."),
@@ -73,6 +76,12 @@ def packaged(tmp_path):
     with zipfile.ZipFile(tmp_path / get_package("aclsum").file, "w") as archive:
         archive.writestr("aclsum/dataset/val.jsonl", json.dumps(listed))
         archive.writestr("aclsum/dataset/paper_jsons/P00-1.json", json.dumps(paper))
+    known = {
+        name: replace(package, sha256=sha256(tmp_path / package.file))
+        for name, package in packages.packages().items()
+        if package.source
+    }
+    monkeypatch.setattr(packages, "packages", lambda: known)
     return tmp_path
 
 
@@ -99,7 +108,7 @@ def test_damaged_packages(packaged):
     for name, source in (("gensim", "wikipedia_sample"), ("aclsum", "aclsum")):
         path = packaged / get_package(name).file
         path.write_bytes(path.read_bytes()[:100])
-        with pytest.raises(DataError, match=r"is damaged .*fetch it again"):
+        with pytest.raises(DamagedError, match=r"is damaged .*SHA-256.*make it again"):
             load_rows({"source": source, "split": "validation"}, downloads=packaged)
 
 

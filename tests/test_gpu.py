@@ -31,6 +31,7 @@ from pipeline.ops.gpu import decoding, maps, scan
 from pipeline.policies import get_policy
 from pipeline.slots import Slots, by_head
 from pipeline.synthesis import LowRankState, correct
+from pipeline.training import make_sparse
 
 ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -324,6 +325,22 @@ def test_synthesis_and_its_gradients(case):
             continue
         largest = float(grad.abs().max())
         torch.testing.assert_close(grads[name], grad, rtol=1e-3, atol=1e-3 * largest + 1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_without_a_memory_all_is_the_sparse_policy(scale):
+    """Over a sequence and step by step, whatever the logits."""
+    case = Case(get_policy("h2o", 4), 1, 1, 2, 12, 4, 0, torch.float32, "cached", scale, 0)
+    times = evicted_at(*case.qkv[:2], case.policy, case.scores, case.prompt).to(DEVICE)
+    q, k, v = (x.to(DEVICE) for x in case.qkv)
+    kernel = strong_kernel(case).to(DEVICE)
+    make_sparse(kernel)
+    whole = gpu.synthesize(q, k, v, times, kernel)
+    torch.testing.assert_close(whole, synthesis.sparse_part(q, k, v, times)[0], **CLOSE)
+    reader, sparse = (Reader(case, torch.tensor([0]), each) for each in (kernel, None))
+    for t in range(case.length):
+        out, expected = reader.step(t, t + 1), sparse.decode(decoding, t, t + 1)[0]
+        torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
 
 # --- all together -----------------------------------------------------------------------------

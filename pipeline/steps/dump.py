@@ -18,7 +18,8 @@ from pipeline.files import sha256, whole_folder
 from pipeline.layout import layer_file
 from pipeline.models import load_model, model_shape
 from pipeline.progress import Progress
-from pipeline.tensors import create_tensors, load_tensors
+from pipeline.space import require_space
+from pipeline.tensors import create_tensors, load_tensors, tensor_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,12 +52,15 @@ def run(args: argparse.Namespace) -> None:
     heads = {"q": shape.num_heads, "k": shape.num_kv_heads, "v": shape.num_kv_heads}
     weights = [output_projection(layer).weight for layer in attention_layers(model)]
     identity = {"samples": sha256(args.samples), "model": str(args.model), "dtype": args.dtype}
+    forms: dict[int, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
+    for layer in range(start, stop):
+        forms[layer] = {n: (half, (count, h, length, shape.head_dim)) for n, h in heads.items()}
+        forms[layer]["o_weight"] = (torch.float32, tuple(weights[layer].shape))
     with whole_folder(args.out) as folder, ExitStack() as files:
+        need = sum(map(tensor_bytes, forms.values()))
+        require_space(args.out.parent, need, "lower `dump.layers_per_job` and set `dump.disk_gib`")
         written: dict[int, dict[str, torch.Tensor]] = {}
-        for layer in range(start, stop):
-            form: dict[str, tuple[torch.dtype, tuple[int, ...]]]
-            form = {n: (half, (count, h, length, shape.head_dim)) for n, h in heads.items()}
-            form["o_weight"] = (torch.float32, tuple(weights[layer].shape))
+        for layer, form in forms.items():
             written[layer] = files.enter_context(
                 create_tensors(layer_file(folder, layer), form, "features", layer=layer, **identity)
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data import Pair, load_pairs
-from pipeline.files import save_json
+from pipeline.files import save_sealed
 from pipeline.summaries import choose_samples, get_template
 
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         cut=None if args.cut is None else (args.cut, args.longest_cut or args.cut),
     )  # fmt: skip
     print(f"{len(samples)} prompts; {len(skipped)} documents were too long", file=sys.stderr)
-    save_json(
+    save_sealed(
         args.out,
         {
             "stop": template.stop,

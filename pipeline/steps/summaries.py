@@ -12,7 +12,7 @@ import pandas as pd
 
 from pipeline.attention import enable
 from pipeline.cache import LessCache
-from pipeline.files import load_json, save_table
+from pipeline.files import load_sealed, save_table
 from pipeline.generation import Decoding, Generated, generate
 from pipeline.journal import Journal, identity
 from pipeline.kernels import Kernel
@@ -93,7 +93,7 @@ def scored(batch: Sequence[Sample], made: Generated) -> list[dict[str, Any]]:
 
 def run(args: argparse.Namespace) -> None:
     """Write one row a method, train sparsity and sample: text, scores, lengths and time."""
-    prompts = load_json(args.prompts)
+    prompts = load_sealed(args.prompts)
     model = enable(load_model(args.model, args.dtype, args.device))
     tokenizer = load_tokenizer(args.model)
     cells = compared(args, model)

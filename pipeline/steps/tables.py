@@ -159,16 +159,37 @@ def training(measured: Measured) -> pd.DataFrame:
     share = curves.assign(share=curves["validation_loss"] / curves["sparse_loss"])
     keys = ["model", "policy", "train_sparsity"]
     best = share.groupby([*keys, "layer"])["share"].min().reset_index()
-    found = best.groupby(keys)["share"].agg(["mean", "min", "max", "count"]).reset_index()
+    found = best.groupby(keys)["share"].agg(["mean", "min", "max", "size"]).reset_index()
+    layers = curves.drop_duplicates([*keys, "layer"]).groupby(keys)
+    said = {key: faults(rows) for key, rows in layers}
+    found["faults"] = [said[key] for key in found[keys].itertuples(index=False, name=None)]
     return found.rename(
         columns={
             "mean": "loss / sparse loss",
             "min": "best layer",
             "max": "worst layer",
-            "count": "layers",
+            "size": "layers",
         }
     ).round(4)
 
+
+def faults(layers: pd.DataFrame) -> str:
+    """What went wrong in which layers of one training, and what became of them."""
+    wrong = layers.dropna(subset="fault").fillna({"became": "kept"})
+    said = [
+        f"layer{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows['layer']))}: {what} "
+        f"({BECAME[became]})"
+        for (what, became), rows in wrong.groupby(["fault", "became"], sort=False)
+    ]
+    return "; ".join(said) or "none"
+
+
+BECAME = {
+    "sparse": "now without a kernel",
+    "keep": "kept all the same",
+    "kept": "an earlier epoch is kept",
+}
+"""What ``became`` of a layer whose training went wrong, for people."""
 
 TABLES: dict[str, Callable[[Measured], pd.DataFrame]] = {
     "table1": table1,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,31 @@ from pipeline.layout import layer_file
 from pipeline.policies import get_policy
 from pipeline.progress import machine, rate
 from pipeline.tensors import open_tensors
-from pipeline.training import Epoch, Recipe, evaluate, prepare, split, train_layer
+from pipeline.training import (
+    Epoch,
+    Fault,
+    Recipe,
+    evaluate,
+    make_sparse,
+    prepare,
+    split,
+    train_layer,
+)
+
+
+def _stop(kernel: LessKernel, why: str) -> None:
+    raise DataError(
+        f"{why}, and `train.on_harm` is `stop`: train it on more text or with a lower learning "
+        "rate, or choose `sparse`, which leaves the layer without a kernel."
+    )
+
+
+ON_HARM: dict[str, Callable[[LessKernel, str], None]] = {
+    "sparse": lambda kernel, why: make_sparse(kernel),
+    "keep": lambda kernel, why: None,
+    "stop": _stop,
+}
+"""What becomes of a kernel that is no better than none; it is at its best epoch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scores", default="cached", help="cached or full")
     parser.add_argument("--kernel", type=json.loads, default={}, help="sizes, as JSON")
     parser.add_argument("--recipe", type=json.loads, default={}, help="optimisation, as JSON")
+    parser.add_argument(
+        "--on-harm", default="sparse", choices=ON_HARM,
+        help="with a layer whose kernel is no better than none: %(choices)s (default: sparse)",
+    )  # fmt: skip
     parser.add_argument("--compute-dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
@@ -70,9 +99,10 @@ def run(args: argparse.Namespace) -> None:
     wanted = {"policy": asdict(policy), "scores": args.scores, "recipe": asdict(recipe)}
     kernels: dict[int, LessKernel] = {}
     curves: list[dict[str, Any]] = []
-    losses: dict[str, dict[str, float]] = {}
+    losses: dict[str, dict[str, Any]] = {}
     for layer in range(*args.layers):
-        with open_tensors(find_features(args.features, layer), "features") as (handle, header):
+        path = find_features(args.features, layer)
+        with open_tensors(path, "features", path.parent) as (handle, header):
             heads = Heads(
                 handle.get_slice("q").get_shape()[1],
                 handle.get_slice("k").get_shape()[1],
@@ -110,9 +140,25 @@ def run(args: argparse.Namespace) -> None:
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         state = args.resume / f"layer{layer:03d}-{key}.safetensors"
         curve = train_layer(prepared, kernel, recipe, state, report)
+        fault = Fault.of(curve, sparse)
+        if fault is not None:
+            print(f"layer {layer} {fault.what}", file=sys.stderr)
+        if fault is not None and fault.harmful:
+            ON_HARM[args.on_harm](kernel, f"layer {layer} {fault.what}")
         kernels[layer] = kernel.cpu()
-        curves += [{"layer": layer, "sparse_loss": sparse} | asdict(epoch) for epoch in curve]
-        losses[str(layer)] = {"sparse": sparse, "best": min(e.validation_loss for e in curve)}
+        about = {
+            "layer": layer,
+            "sparse_loss": sparse,
+            "fault": fault and fault.what,
+            "became": args.on_harm if fault is not None and fault.harmful else None,
+        }
+        curves += [about | asdict(epoch) for epoch in curve]
+        finite = [e.validation_loss for e in curve if e.finite]
+        losses[str(layer)] = {
+            "sparse": sparse if math.isfinite(sparse) else None,
+            "best": min(finite, default=None),
+            "fault": fault and fault.what,
+        }
     save_table(args.curves, pd.DataFrame(curves).drop(columns="seconds"))
     save_kernels(args.out, kernels, heads, args.kernel, losses=losses, **wanted)
     shutil.rmtree(args.resume, ignore_errors=True)

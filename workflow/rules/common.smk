@@ -23,6 +23,7 @@ from pipeline.methods import METHODS
 from pipeline.packages import packages
 from pipeline.recorder import Recorder
 from pipeline.runs import NAME
+from pipeline.seals import set_aside
 from pipeline.sources import code_of
 from pipeline.summaries import get_template
 
@@ -42,8 +43,15 @@ def refuse_limits_on_arrays():
         )
 
 
+def set_damaged_aside():
+    """What the last run found damaged is made again by this one."""
+    for folder in (SCRATCH, DOWNLOADS):
+        set_aside(folder)
+
+
 SCRATCH = Path(CONFIG["scratch"]) / CONFIG["experiment"]
 DOWNLOADS = Path(CONFIG["scratch"]) / "downloads"
+
 RESULTS = Path("results") / CONFIG["experiment"]
 LOGS = Path("logs") / CONFIG["experiment"]
 BENCHMARKS = SCRATCH / "benchmarks"
@@ -60,7 +68,7 @@ if workflow.is_main_process:
         print(line, file=sys.stderr)
     if not workflow.output_settings.dryrun:  # a plan is made beside a run
         shown = None if workflow.output_settings.quiet else sys.stderr
-        logger.addHandler(Recorder(LOGS / NAME, shown, CliException))
+        logger.addHandler(Recorder(LOGS / NAME, shown, CliException, set_damaged_aside))
 
 
 wildcard_constraints:

@@ -26,6 +26,7 @@ rule train:
         scores=GRID["scores"],
         kernel=kernel_arguments,
         recipe=json.dumps(TRAIN["recipe"]),
+        on_harm=TRAIN["on_harm"],
         dtype=TRAIN["compute_dtype"],
         device=DEVICE,
         seed=SEED,
@@ -39,9 +40,10 @@ rule train:
     shell:
         "python -m pipeline --threads {threads} train --features {input:q} --layers {params.layers}"
         " --policy {wildcards.policy} --budget {params.budget} --scores {params.scores}"
-        " --kernel {params.kernel:q} --recipe {params.recipe:q} --compute-dtype {params.dtype}"
-        " --device {params.device} --seed {params.seed} --resume {params.resume:q}"
-        " --out {output.kernels:q} --curves {output.curves:q} > {log:q} 2>&1"
+        " --kernel {params.kernel:q} --recipe {params.recipe:q} --on-harm {params.on_harm}"
+        " --compute-dtype {params.dtype} --device {params.device} --seed {params.seed}"
+        " --resume {params.resume:q} --out {output.kernels:q} --curves {output.curves:q}"
+        " > {log:q} 2>&1"
 
 
 rule collect:

@@ -22,7 +22,7 @@ from pipeline.features import PackedKernel, PlainKernel
 from pipeline.ops import NEVER, decode_reference
 from pipeline.ops.decode import Decoded
 from pipeline.ops.gpu.maps import features
-from pipeline.ops.gpu.tiles import SMALLEST, dot, padded, rows, weigh
+from pipeline.ops.gpu.tiles import NOTHING, SMALLEST, dot, padded, rows, weigh
 from pipeline.policies import Policy
 from pipeline.slots import Slots
 from pipeline.synthesis import EPSILON, LowRankState
@@ -133,10 +133,12 @@ def read_state(out, lse, phi, H, z, row, head, epsilon, S):  # type: ignore[no-u
     at = (head * S.R + r)[:, None] * S.D + d[None, :]
     memory = tl.load(H + at, some[:, None] & (d < S.D)[None, :], 0.0)
     mass = tl.load(z + head * S.R + r, some, 0.0)
-    low = tl.log(tl.sum(features * mass[None, :], 1) + epsilon)
+    held = tl.sum(features * mass[None, :], 1) + epsilon
+    low = tl.where(held <= epsilon, NOTHING, tl.log(held))
     top = tl.maximum(lse, low)
     total = top + tl.log(tl.exp(lse - top) + tl.exp(low - top))
-    return out * tl.exp(lse - total)[:, None] + dot(features, memory) * tl.exp(-total)[:, None]
+    unit = tl.exp(tl.where(held <= epsilon, NOTHING, -total))
+    return out * tl.exp(lse - total)[:, None] + dot(features, memory) * unit[:, None]
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pipeline.kernels import Kernel
 from pipeline.ops.gpu.linear import sums
-from pipeline.ops.gpu.tiles import dot, padded, tuned, weigh
+from pipeline.ops.gpu.tiles import NOTHING, dot, padded, tuned, weigh
 from pipeline.synthesis import EPSILON, EvictedOrder
 
 CONFIGS = [
@@ -101,14 +101,16 @@ def _merge_kernel(  # type: ignore[no-untyped-def]
     row, d = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, DP)
     wanted = (row < count)[:, None] & (d < D)[None, :]
     at, beside = row[:, None] * D + d[None, :], row[:, None] * (D + 1) + d[None, :]
-    low = tl.log(tl.load(parts + row * (D + 1) + D, row < count, 0.0) + epsilon)
+    mass = tl.load(parts + row * (D + 1) + D, row < count, 0.0) + epsilon
+    low = tl.where(mass <= epsilon, NOTHING, tl.log(mass))
     high = tl.load(lse + row, row < count, 0.0)
     top = tl.maximum(high, low)
     z = top + tl.log(tl.exp(high - top) + tl.exp(low - top))
     merged = tl.load(sparse + at, wanted, 0.0).to(tl.float32) * tl.exp(high - z)[:, None]
-    merged += tl.load(parts + beside, wanted, 0.0) * tl.exp(-z)[:, None]
+    unit = tl.exp(tl.where(mass <= epsilon, NOTHING, -z))
+    merged += tl.load(parts + beside, wanted, 0.0) * unit[:, None]
     tl.store(out + at, merged, wanted)
-    tl.store(share + row, tl.exp(-z), row < count)
+    tl.store(share + row, unit, row < count)
 
 
 @triton.jit(do_not_specialize=["count"])  # type: ignore[untyped-decorator]

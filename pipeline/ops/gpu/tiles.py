@@ -14,6 +14,8 @@ import triton.language as tl
 INTERPRETED: bool = triton.knobs.runtime.interpret
 SMALLEST = 16
 """The least side of a matrix product on tensor cores."""
+NOTHING = tl.constexpr(-1.0e30)
+"""The logarithm of a weight of nothing; finite, so that padding makes no NaN."""
 
 
 def padded(size: int) -> int:
