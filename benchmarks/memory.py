@@ -147,7 +147,18 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20_000, help="of the long generation")
     args = parser.parse_args()
     print(f"Sizes in MiB, 16-bit, H2O at {SPARSITY:.0%} of the context, R = {RANK}\n")
-    head = ["model", "batch", "tokens", "full", "slots", "scores", "state", "LESS", "% of full"]
+    head = [
+        "model",
+        "batch",
+        "tokens",
+        "full",
+        "slots",
+        "scores",
+        "state",
+        "features",
+        "LESS",
+        "% of full",
+    ]
     print(tabulate(arithmetic(), head, floatfmt=".1f"))
     rows = []
     for name, batch in (("SmolLM2 135M", 64), ("Falcon 7B", 64), ("Llama 2 7B", 4)):

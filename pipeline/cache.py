@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, unknown
 from pipeline.features import PackedKernel, PlainKernel, pack
 from pipeline.kernels import Kernel
 from pipeline.models import model_shape
-from pipeline.ops.decode import decode_backend
+from pipeline.ops.decode import decode_backend, fused_step
 from pipeline.policies import Policy
 from pipeline.prefill import cut, full_attention, prompt_scores
 from pipeline.slots import Slots, by_head
@@ -63,21 +63,33 @@ class LessLayer(CacheLayerMixin):
             ConfigError: the kernel is on another device.
         """
         batch, groups, _, size = key_states.shape
-        state = None
+        state = features = None
         if self.kernel is not None:
             if self.kernel.device != key_states.device:
                 raise ConfigError(
                     f"kernels on {self.kernel.device} cannot serve a model on {key_states.device}."
                 )
-            state = LowRankState.zeros(
-                batch, groups, self.kernel.kernel_size, size, key_states.device
-            )
+            rank, device = self.kernel.kernel_size, key_states.device
+            state = LowRankState.zeros(batch, groups, rank, size, device)
+            if fused_step(device) is not None:
+                features = torch.zeros(
+                    batch, groups, self.policy.budget + 1, rank, device=device
+                )  # fmt: skip
         start = torch.zeros(batch, dtype=torch.int32, device=key_states.device)
-        self._hold(Slots.empty(key_states, self.policy), state, start)
+        self._hold(Slots.empty(key_states, self.policy), state, features, start)
 
-    def _hold(self, slots: Slots, state: LowRankState | None, start: torch.Tensor) -> None:
-        """Own these tensors; ``start`` (B,) counts the padding before each sequence."""
-        self.slots, self.state, self.start = slots, state, start
+    def _hold(
+        self, slots: Slots, state: LowRankState | None, features: torch.Tensor | None,
+        start: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Own these tensors.
+
+        Args:
+            features: psi of the pair in each slot, (B, G, C + 1, R), where a fused step keeps it.
+            start: (B,), the padding before each sequence.
+        """
+        self.slots, self.state, self.features, self.start = slots, state, features, start
+        self.position = self.seen - start  # (B,) of the next token, counted on the device
         self.keys, self.values = slots.keys, slots.values
         self.is_initialized = True
 
@@ -130,13 +142,15 @@ class LessLayer(CacheLayerMixin):
         length = q.shape[2]
         if mask is not None and (length > 1 or self.prefill == "policy" or not self.seen):
             self.start.copy_(_left_padding(mask, self.seen + length))
+            self.position.copy_(self.seen - self.start)
         if self.prefill == "full" and not self.seen:
             if bool((self.start >= length).any()):
                 raise ConfigError("a prompt consists of padding only.")
             out = self._read_prompt(q, k, v)
         else:
-            out = self._read_tokens(q, k, v)
+            out = self.read_tokens(q, k, v)
         self.seen += length
+        self.position += length
         return out
 
     def _read_prompt(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -152,34 +166,54 @@ class LessLayer(CacheLayerMixin):
                 rows = index.expand(-1, -1, -1, k.shape[-1])
                 real = index >= start[..., None]
                 self.state.absorb(self.kernel.psi(k.gather(2, rows)) * real, v.gather(2, rows))
+        if self.features is not None and self.kernel is not None:
+            for i in range(0, kept.shape[-1], ABSORB_BLOCK):
+                block = slice(i, min(i + ABSORB_BLOCK, kept.shape[-1]))
+                self.features[:, :, block] = self.kernel.psi(self.slots.keys[:, :, block])
         if self.observer is not None:
             times = (length - self.start)[:, None].expand(-1, gone.shape[-1])
             self.observer((gone - start).clamp(min=-1), times)
         return full_attention(q, k, v, self.start)
 
-    def _read_tokens(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Tokens one after another under the policy."""
-        ops = decode_backend(q.device)
-        position = self.seen - self.start
-        decoded = ops.decode(self.slots, q, k, v, position, self.policy)
+    def read_tokens(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Tokens one after another under the policy, not yet counted as read."""
+        fused = fused_step(q.device)
+        if fused is not None and self.features is not None:
+            out, positions = fused(
+                self.slots, self.features, self.state, q, k, v, self.kernel, self.position,
+                self.policy,
+            )  # fmt: skip
+        else:
+            ops = decode_backend(q.device)
+            decoded = ops.decode(self.slots, q, k, v, self.position, self.policy)
+            out, positions = decoded.out, decoded.positions
+            if self.state is not None and self.kernel is not None:
+                out = ops.correct(
+                    decoded, q, self.kernel, self.state, self.position, self.policy.budget
+                )
         if self.observer is not None:
-            times = position[:, None] + torch.arange(1, q.shape[2] + 1, device=q.device)
-            self.observer(decoded.positions, times)
-        if self.state is None or self.kernel is None:
-            return decoded.out  # type: ignore[no-any-return]
-        return ops.correct(  # type: ignore[no-any-return]
-            decoded, q, self.kernel, self.state, position, self.policy.budget
-        )
+            times = self.position[:, None] + torch.arange(1, q.shape[2] + 1, device=q.device)
+            self.observer(positions, times)
+        return out  # type: ignore[no-any-return]
+
+    def rewind(self) -> None:
+        """Forget everything but keep the tensors, which a captured CUDA graph reads."""
+        self.slots.clear()
+        held = [] if self.state is None else [self.state.H, self.state.z]
+        for tensor in (*held, self.start, self.position):
+            tensor.zero_()
+        self.seen = 0
 
     def memory(self) -> dict[str, int]:
         """Bytes held, by part; see :meth:`LessCache.memory`."""
         if not self.is_initialized:
-            return {"slots": 0, "scores": 0, "state": 0}
+            return {"slots": 0, "scores": 0, "state": 0, "features": 0}
         slots, state = self.slots, self.state
         parts = {
             "slots": [slots.keys, slots.values],
             "scores": [slots.scores, slots.positions, slots.free, self.start],
             "state": [] if state is None else [state.H, state.z],
+            "features": [] if self.features is None else [self.features],
         }
         return {name: sum(x.nbytes for x in tensors) for name, tensors in parts.items()}
 
@@ -213,7 +247,9 @@ class LessLayer(CacheLayerMixin):
         state = self.state
         if state is not None:
             state = LowRankState(state.H.index_select(0, indices), state.z.index_select(0, indices))
-        self._hold(self.slots.select(indices), state, self.start.index_select(0, indices))
+        features = None if self.features is None else self.features.index_select(0, indices)
+        start = self.start.index_select(0, indices)
+        self._hold(self.slots.select(indices), state, features, start)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Beams continue from sequences ``beam_idx`` (B,)."""
@@ -244,6 +280,7 @@ class LessLayer(CacheLayerMixin):
         self.slots.positions.masked_fill_(self.slots.positions >= left[:, None, None], -1)
         self.slots.free.copy_(left.clamp(min=0)[:, None].expand_as(self.slots.free))
         self.seen = max(self.seen + tokens_to_remove, 0)
+        self.position.copy_(self.seen - self.start)
 
 
 class LessCache(Cache):
@@ -312,8 +349,15 @@ class LessCache(Cache):
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
+    def rewind(self) -> None:
+        """See :meth:`LessLayer.rewind`."""
+        for layer in self.layers:
+            layer.rewind()  # type: ignore[attr-defined]
+
     def memory(self) -> dict[str, int]:
-        """Bytes held by all layers: slots (keys, values), scores (and positions), state (H, z)."""
+        """Bytes held by all layers: slots (keys, values), scores (and positions), state (H, z), and
+        features, psi of each slot's pair, where a fused step keeps them.
+        """
         layers = [layer.memory() for layer in self.layers]  # type: ignore[union-attr]
         return {part: sum(layer[part] for layer in layers) for part in layers[0]}
 
@@ -344,12 +388,13 @@ def check_kernel(kernel: Kernel, config: PreTrainedConfig) -> PackedKernel | Pla
 
 def expected_memory(
     config: PreTrainedConfig, policy: Policy, batch: int, dtype: torch.dtype,
-    kernel_size: int | None = None,
+    kernel_size: int | None = None, fused: bool = False,
 ) -> dict[str, int]:  # fmt: skip
     """Bytes that a :class:`LessCache` will hold, by the parts of :meth:`LessCache.memory`.
 
     Args:
         kernel_size: R, or None without kernels.
+        fused: whether the device has a fused step (:func:`pipeline.ops.decode.fused_step`).
     """
     shape = model_shape(config)
     groups, size = shape.num_kv_heads, shape.head_dim
@@ -360,6 +405,7 @@ def expected_memory(
         "slots": units * groups * places * 2 * size * dtype.itemsize,
         "scores": units * (sets * numbers + 1) * 4,
         "state": units * groups * (kernel_size or 0) * (size + 1) * 4,
+        "features": units * groups * places * (kernel_size or 0) * 4 if fused else 0,
     }
 
 

@@ -9,11 +9,14 @@ from pipeline.policies import Policy
 
 BLOCK_ELEMENTS = 2**22
 """Logits held at once (16 MiB in float32): blocks of queries shrink as prompts grow."""
+GPU_BLOCK_ELEMENTS = 2**27
+"""The same on a GPU, where a block is a few launches whatever its size."""
 
 
-def _blocks(batch: int, heads: int, length: int) -> list[slice]:
-    """Runs of queries whose logits over the whole prompt stay within :data:`BLOCK_ELEMENTS`."""
-    size = max(1, BLOCK_ELEMENTS // (batch * heads * length))
+def _blocks(batch: int, heads: int, length: int, device: torch.device) -> list[slice]:
+    """Runs of queries whose logits over the whole prompt stay within the limit."""
+    limit = GPU_BLOCK_ELEMENTS if device.type == "cuda" else BLOCK_ELEMENTS
+    size = max(1, limit // (batch * heads * length))
     return [slice(i, min(i + size, length)) for i in range(0, length, size)]
 
 
@@ -41,7 +44,7 @@ def full_attention(
     if not bool(start.any()):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     out = torch.empty_like(q)
-    for rows in _blocks(q.shape[0], 1, q.shape[2]):
+    for rows in _blocks(q.shape[0], 1, q.shape[2], q.device):
         out[:, :, rows] = F.scaled_dot_product_attention(
             q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop],
             attn_mask=_causal(rows, start), enable_gqa=True,
@@ -62,7 +65,7 @@ def prompt_scores(
     score = torch.zeros(batch, sets, length if policy.needs_scores else 0, device=q.device)
     if not policy.needs_scores:
         return score
-    blocks = _blocks(batch, heads, length)
+    blocks = _blocks(batch, heads, length, q.device)
     if policy.decay == 0:  # only the last query counts
         blocks = [slice(length - 1, length)]
     for rows in blocks:

@@ -63,6 +63,12 @@ class Slots:
             self.scores[..., :count] = scores.gather(-1, index) * (positions >= 0)
         self.free.copy_((positions >= 0).sum(-1))
 
+    def clear(self) -> None:
+        """Free every slot, in place."""
+        self.positions.fill_(-1)
+        self.scores.zero_()
+        self.free.zero_()
+
     def select(self, index: torch.Tensor) -> Slots:
         """The slots of sequences ``index`` (B',)."""
         return Slots(*(getattr(self, f.name).index_select(0, index) for f in fields(self)))

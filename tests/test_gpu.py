@@ -25,7 +25,7 @@ from pipeline import synthesis
 from pipeline.cache import LessLayer
 from pipeline.eviction import evicted_at
 from pipeline.features import PackedKernel, pack
-from pipeline.ops import NEVER, backend, decode_reference, gpu, reference
+from pipeline.ops import NEVER, backend, decode, decode_reference, gpu, reference
 from pipeline.ops.decode import decode_backend
 from pipeline.ops.gpu import decoding, maps, scan
 from pipeline.policies import get_policy
@@ -98,7 +98,7 @@ class Reader:
         return out, decoded.positions
 
     def step(self, start, stop):
-        """The same by the fused step: output."""
+        """The same by the fused step."""
         q, k, v = (x[:, :, start:stop] for x in (self.q, self.k, self.v))
         return decoding.step(
             self.slots, self.kept, self.state, q, k, v, self.kernel, start - self.padding,
@@ -160,26 +160,38 @@ def test_fused_step_equals_separate_launches(stream, span):
     fused, plain = Reader(case, padding, kernel), Reader(case, padding, kernel)
     with mock.patch.object(decoding, "SPAN", span):
         for start in range(0, case.length, piece):
-            out = fused.step(start, start + piece)
-            expected, _ = plain.decode(decoding, start, start + piece)
+            out, gone = fused.step(start, start + piece)
+            expected, positions = plain.decode(decoding, start, start + piece)
             torch.testing.assert_close(out, expected, **CLOSE)
+            assert torch.equal(gone, positions)
     for mine, theirs in zip(fused.tensors(), plain.tensors(), strict=True):
         torch.testing.assert_close(mine, theirs, **CLOSE)
 
 
 @pytest.mark.parametrize("name", ["h2o", "tova"])
 def test_two_hundred_tokens_equal_the_cache(name):
-    case = Case(get_policy(name, 6), 1, 1, 2, 200, 4, 0, torch.float32, "cached", 1.0, 0)
-    kernel, padding = strong_kernel(case), torch.tensor([0])
-    reader = Reader(case, padding, kernel)
-    layer = LessLayer(case.policy, pack(kernel), "policy")
-    for t in range(200):
-        q, k, v = (x[:, :, t : t + 1] for x in case.qkv)
-        keys, values = layer.update(k, v)
-        expected = layer.attend(q, keys, values, None)
-        torch.testing.assert_close(reader.step(t, t + 1).cpu(), expected, **CLOSE)
-        torch.testing.assert_close(reader.state.H.cpu(), layer.state.H, **CLOSE)
-        assert torch.equal(reader.slots.positions.cpu(), layer.slots.positions)
+    """A layer that takes the fused step, and one that takes the CPU's, prompt and tokens."""
+    case = Case(get_policy(name, 6), 1, 1, 2, 216, 4, 0, torch.float32, "cached", 1.0, 0)
+    kernel = strong_kernel(case)
+    device = [DEVICE, "cpu"]
+    layers = [LessLayer(case.policy, pack(copy.deepcopy(kernel).to(d)), "full") for d in device]
+
+    def attend(layer, tokens, device):
+        q, k, v = (x[:, :, tokens].to(device) for x in case.qkv)
+        return layer.attend(q, *layer.update(k, v), None).cpu()
+
+    for tokens in (slice(0, 16), *(slice(t, t + 1) for t in range(16, 216))):
+        with mock.patch.object(decode, "decode_backend", lambda device: decoding):
+            out = attend(layers[0], tokens, DEVICE)
+        torch.testing.assert_close(out, attend(layers[1], tokens, "cpu"), **CLOSE)
+        fused, plain = (layer.slots.positions.cpu() for layer in layers)
+        assert torch.equal(fused, plain)
+        torch.testing.assert_close(layers[0].state.H.cpu(), layers[1].state.H, **CLOSE)
+    taken = (fused >= 0)[..., None]
+    truth = kernel.psi(layers[1].slots.keys) * taken
+    torch.testing.assert_close(layers[0].features.cpu() * taken, truth, **CLOSE)
+    parts = [layer.memory()["features"] for layer in layers]
+    assert parts == [7 * kernel.kernel_size * 4, 0]
 
 
 @pytest.mark.parametrize("size", [64, 80, 96, 128, 256])
@@ -206,7 +218,7 @@ def test_a_broken_sequence_stays_alone(bad, name):
     alone.__dict__["qkv"] = tuple(x[:1] for x in case.qkv)
     one = Reader(alone, torch.tensor([0]), strong_kernel(case))
     for t in range(12):
-        torch.testing.assert_close(both.step(t, t + 1)[:1], one.step(t, t + 1), **CLOSE)
+        torch.testing.assert_close(both.step(t, t + 1)[0][:1], one.step(t, t + 1)[0], **CLOSE)
     slots = both.slots
     assert ((slots.free >= 0) & (slots.free <= 5)).all()
     assert ((slots.positions >= 0).sum(-1) == 5).all()

@@ -6,8 +6,9 @@ depend on how a bounded cache steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -44,3 +45,11 @@ def decode_backend(device: torch.device) -> ModuleType:
     from pipeline.ops import decode_reference
 
     return decode_reference
+
+
+def fused_step(device: torch.device) -> Callable[..., Any] | None:
+    """``step`` of the backend for ``device``, which does what ``decode`` and ``correct`` do in one.
+
+    None where it has none. It asks for psi of the pair in each slot to be kept with the slots.
+    """
+    return getattr(decode_backend(device), "step", None)

@@ -81,13 +81,13 @@ class Scratch(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Fields of :class:`~pipeline.ops.decode.Decoded`; evicted pairs where no state takes them."""
+    """Fields of :class:`~pipeline.ops.decode.Decoded`; the pairs where no state takes them in."""
 
     out: torch.Tensor
     lse: torch.Tensor
     key: torch.Tensor | None
     value: torch.Tensor | None
-    position: torch.Tensor | None
+    position: torch.Tensor
 
 
 class Rule(NamedTuple):
@@ -290,8 +290,7 @@ def _choose(held, scratch, results, unit, now, t, length, places, rule, S):  # t
     """Eviction and what becomes of the evicted pair, for one index set."""
     d, r = tl.arange(0, S.DP), tl.arange(0, S.RP)
     evicts, victim, oldest = evict(held, scratch, unit, now, t, length, places, 0, rule, S)
-    if not S.STATE:
-        tl.store(results.position + unit * length + t, tl.where(evicts, oldest, -1))
+    tl.store(results.position + unit * length + t, tl.where(evicts, oldest, -1))
     for m in range(0, S.M):
         head = unit * S.M + m
         at = head * places + victim
@@ -432,7 +431,7 @@ def decode(
 def step(
     slots: Slots, kept: torch.Tensor, state: LowRankState, q: torch.Tensor, k: torch.Tensor,
     v: torch.Tensor, kernel: PackedKernel | PlainKernel, position: torch.Tensor, policy: Policy,
-) -> torch.Tensor:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """:func:`decode` and :func:`correct` in one launch, after one for the features.
 
     psi of a pair is formed when it enters and kept beside its slot, so nothing has to be computed
@@ -445,14 +444,15 @@ def step(
         position: (B,) of the first token.
 
     Returns:
-        (B, H, T, D), float32.
+        The output (B, H, T, D), float32, and evicted positions (B, U, T), -1 for none.
     """
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     out = q.new_empty(q.shape, dtype=torch.float32)
-    results = Results(out, q.new_empty(q.shape[:-1], dtype=torch.float32), None, None, None)
+    gone = slots.positions.new_empty(*slots.free.shape, q.shape[2])
+    results = Results(out, q.new_empty(q.shape[:-1], dtype=torch.float32), None, None, gone)
     phi, psi = (x.contiguous() for x in features(kernel, q, k))
     _read(slots, Tokens(q, k, v, phi, psi, position), policy, results, kept, state)
-    return out
+    return out, gone
 
 
 @triton.jit(do_not_specialize=RUNTIME)
