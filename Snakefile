@@ -27,6 +27,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/harness.smk"
 include: "workflow/rules/summaries.smk"
+include: "workflow/rules/latency.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -25,6 +25,7 @@ STEPS: dict[str, str] = {
     "harness": "run a task of lm-evaluation-harness under a policy, by every method",
     "fidelity": "measure how well attention rows are approximated, layer by layer",
     "maps": "attention maps of chosen heads, and the spectrum of what a sparse policy leaves out",
+    "latency": "time prompts and their continuations by every method, in turns",
     "tabulate": "gather all measurements into one tidy table",
     "tables": "write the tables from the tidy table",
     "plot": "draw the figures from the tidy table",

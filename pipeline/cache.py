@@ -352,7 +352,7 @@ class LessCache(Cache):
     def rewind(self) -> None:
         """See :meth:`LessLayer.rewind`."""
         for layer in self.layers:
-            layer.rewind()  # type: ignore[attr-defined]
+            layer.rewind()  # type: ignore[union-attr]
 
     def memory(self) -> dict[str, int]:
         """Bytes held by all layers: slots (keys, values), scores (and positions), state (H, z), and

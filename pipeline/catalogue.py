@@ -61,6 +61,10 @@ TABLES: dict[str, Shown] = {
     ),
     "table5": Shown("Table 5: ROUGE of all summaries", SUMMARIES, "tasks of kind `summaries`"),
     "table6": Shown("Table 6: Latency, throughput and memory", LATENCY, "`latency`"),
+    "operators": Shown(
+        "Operators of a decode step, their bytes and the floor", LATENCY, "`latency`"
+    ),
+    "conditions": Shown("What times were measured on", LATENCY, "`latency`"),
     "table7": Shown(
         "Table 7: Word perplexity by policy at 5 %",
         POLICIES,
@@ -89,6 +93,10 @@ FIGURES: dict[str, Shown] = {
     "figure9": Shown("Figure 9: Attention maps under H2O, another head", ATTENTION, "`maps`"),
     "figure10": Shown("Figure 10: Attention maps under H2O, more heads", ATTENTION, "`maps`"),
     "figure11": Shown("Figure 11: Attention maps under Λ-masking", ATTENTION, "`maps`"),
+    "throughput": Shown("Throughput against batch", LATENCY, "`latency` with several batches"),
+    "latency": Shown("Latency against length", LATENCY, "`latency` with several lengths"),
+    "memory": Shown("Peak memory against length", LATENCY, "`latency` with several lengths"),
+    "step_parts": Shown("A decode step by part", BREAKDOWN, "`latency`"),
     "perplexity": Shown("Perplexity against sparsity", LANGUAGE, WORDS),
     "recovered_gap": Shown(
         "Recovered gap by policy and sparsity", LANGUAGE, f"{WORDS}, and {METHODS}"

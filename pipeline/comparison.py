@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline import paper
-from pipeline.labels import METRICS, label_of
+from pipeline.labels import METRICS, SPEED, label_of
 from pipeline.methods import FULL
 from pipeline.views import budgets, gaps, of_grid, texts, title, with_full, with_gap
 
@@ -85,8 +85,8 @@ def differences(config: Config, beside: str) -> pd.DataFrame:
 def missing(key: Mapping[str, Any], config: Config) -> str:
     """Why a number of the paper was not measured: the first thing the configuration lacks."""
     grid, task = config["grid"], config["tasks"].get(key["task"])
-    if key["metric"].startswith(("latency", "throughput", "step_ms")):
-        return "needs `latency`"
+    if key["metric"] in SPEED:
+        return "no such row of `latency`" if config["latency"] else "needs `latency`"
     trained = grid["train_sparsities"]
     if isinstance(trained, Mapping):
         trained = trained.get(key["policy"], [])

@@ -21,6 +21,7 @@ from jsonschema.validators import extend
 from pipeline import grid
 from pipeline.errors import ConfigError, unknown
 from pipeline.expectations import GIB, bundle_bytes, bundles_at_once
+from pipeline.latency import contenders, settings
 from pipeline.methods import METHODS
 from pipeline.packages import packages
 from pipeline.policies import FAMILIES, budget_tokens
@@ -245,6 +246,7 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     yield from _sparsity_checks(config)
     yield from _ablation_checks(config)
     yield from _map_checks(config)
+    yield from _latency_checks(config)
     yield from _disk_checks(config)
     needed = {
         f"tasks.{name}": task[COUNTED[task["kind"]]]
@@ -419,6 +421,43 @@ def _map_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
                 yield ConfigError(
                     f"maps.heads: models.{name} has no layer {layer}; its layers are 0 to "
                     f"{model['num_layers'] - 1}."
+                )
+
+
+def _latency_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
+    """What is wrong with the latency study."""
+    study = config["latency"]
+    if study is None:
+        return
+    for name in study["methods"]:
+        if name not in METHODS:
+            yield ConfigError(f"latency.methods: {unknown('method', name, METHODS)}")
+            return
+    for place, entry in (("", study), *((".settings", entry) for entry in study["settings"])):
+        for policy in entry.get("policies", ()):
+            if policy not in config["grid"]["policies"]:
+                known = ", ".join(config["grid"]["policies"])
+                yield ConfigError(
+                    f"latency{place}.policies: {policy} is not of the grid ({known})."
+                )
+    for sparsity in study["sparsities"]:
+        if not 0 < sparsity < 1:
+            yield ConfigError(f"latency.sparsities: {sparsity} is not in (0, 1).")
+            return
+    names = [setting.name for setting in settings(config)]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield ConfigError(f"latency.settings: {name} is there twice; give it all its policies.")
+    for model in config["models"]:
+        for setting in settings(config):
+            try:
+                budgets = [c.budget or 0 for c in contenders(config, model, setting)]
+            except ConfigError as error:
+                yield ConfigError(f"latency, models.{model}: {error}")
+                return
+            if max(budgets) >= setting.prompt:
+                yield ConfigError(
+                    f"latency.settings: a prompt of {setting.prompt} tokens does not fill a budget "
+                    f"of {max(budgets)} (models.{model}), so nothing would be evicted."
                 )
 
 

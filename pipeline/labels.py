@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.methods import FULL, METHODS
 from pipeline.policies import FAMILIES
@@ -19,6 +19,7 @@ class Metric:
         digits: after the point.
         scale: what a value is multiplied by to have the printed unit.
         lower: whether lower is better.
+        missing: what stands where no value could be measured.
         gap: whether tables say what share of the baseline's loss a method wins back.
     """
 
@@ -27,6 +28,7 @@ class Metric:
     scale: float = 1.0
     lower: bool = False
     gap: bool = False
+    missing: str = "nan"
 
 
 STEP_PARTS = {
@@ -50,6 +52,26 @@ SCORES: dict[str, Metric] = {
 }
 """Metrics of lm-evaluation-harness that are tabulated."""
 
+GENERATE = "generate_"
+"""What the metrics of plain `generate` begin with, beside those of the decode engine."""
+
+WHOLE: dict[str, Metric] = {
+    "latency_s": Metric("latency (s)", 1, lower=True, missing="OOM"),
+    "throughput": Metric("throughput (tokens/s)", 1, missing="OOM"),
+    "peak_memory_bytes": Metric("peak memory (GiB)", 2, 2.0**-30, lower=True, missing="OOM"),
+}
+"""Metrics of a whole continuation; no value where memory did not suffice."""
+
+SPEED: dict[str, Metric] = {
+    **WHOLE,
+    **{
+        GENERATE + name: replace(metric, title=f"{metric.title} by generate")
+        for name, metric in WHOLE.items()
+    },
+    **{f"step_ms.{part}": Metric(f"{name} (ms)", lower=True) for part, name in STEP_PARTS.items()},
+}
+"""Metrics of the latency study."""
+
 METRICS: dict[str, Metric] = {
     "budget": Metric("tokens", 0),
     "token_perplexity": Metric("perplexity per token", lower=True),
@@ -65,10 +87,7 @@ METRICS: dict[str, Metric] = {
     **{name: Metric(title, gap=True) for name, title in ROUGE.items()},
     "rougeL_over_baseline_plus": Metric("Rouge-L over Baseline+"),
     "hellinger": Metric("Hellinger distance", 4, lower=True),
-    "latency_s": Metric("latency (s)", 1, lower=True),
-    "throughput": Metric("throughput (tokens/s)", 1),
-    "peak_memory_bytes": Metric("peak memory (GiB)", scale=2.0**-30, lower=True),
-    **{f"step_ms.{part}": Metric(f"{name} (ms)", lower=True) for part, name in STEP_PARTS.items()},
+    **SPEED,
 }
 """Metrics that tables show, in the order they show them."""
 

@@ -10,7 +10,7 @@ import pandas as pd
 from pipeline import paper
 from pipeline.errors import DataError
 from pipeline.files import load_table
-from pipeline.labels import METRICS, PRIMARY, label_of, policy_title
+from pipeline.labels import METRICS, PRIMARY, SPEED, label_of, policy_title
 from pipeline.methods import FULL, GRID, METHODS
 
 BLOCK = ["model", "task", "policy", "sparsity"]
@@ -45,6 +45,7 @@ def budgets(tidy: pd.DataFrame) -> pd.DataFrame:
     """Rows of the metric ``budget``: the tokens that each sparsity means for a model."""
     plain = [name for name, method in METHODS.items() if not method.extra_tokens]
     rows = tidy[(tidy["study"] == GRID) & tidy["method"].isin(plain)]
+    rows = rows[~rows["metric"].isin(SPEED)]  # their sequences may be longer than the context
     rows = rows.drop_duplicates(["model", "sparsity"])
     nothing = dict.fromkeys(["task", "policy"]) | dict.fromkeys(
         ["low", "high", "n", "train_sparsity"], float("nan")
@@ -122,6 +123,9 @@ def texts(rows: pd.DataFrame) -> pd.Series:
     found = []
     for name, *numbers in rows[["metric", "value", "low", "high"]].itertuples(index=False):
         metric = METRICS[name]
+        if pd.isna(numbers[0]):
+            found.append(metric.missing)
+            continue
         value, low, high = (f"{number * metric.scale:z.{metric.digits}f}" for number in numbers)
         interval = f" [{low}, {high}]" if pd.notna(numbers[1]) else ""
         found.append(value + interval if pd.notna(numbers[0]) else "undefined")

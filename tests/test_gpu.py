@@ -181,7 +181,7 @@ def test_two_hundred_tokens_equal_the_cache(name):
         return layer.attend(q, *layer.update(k, v), None).cpu()
 
     for tokens in (slice(0, 16), *(slice(t, t + 1) for t in range(16, 216))):
-        with mock.patch.object(decode, "decode_backend", lambda device: decoding):
+        with mock.patch.object(decode, "decode_backend", return_value=decoding):
             out = attend(layers[0], tokens, DEVICE)
         torch.testing.assert_close(out, attend(layers[1], tokens, "cpu"), **CLOSE)
         fused, plain = (layer.slots.positions.cpu() for layer in layers)

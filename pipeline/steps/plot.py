@@ -17,7 +17,8 @@ from pipeline.catalogue import FIGURES as CATALOGUE
 from pipeline.curves import load_curves
 from pipeline.drawing import COLOURS, STYLE, draw_lines, legend, nothing, panels, save, series
 from pipeline.files import load_table
-from pipeline.labels import METRICS, PRIMARY
+from pipeline.labels import METRICS, PRIMARY, STEP_PARTS
+from pipeline.latency import Setting
 from pipeline.summaries import ROUGE
 from pipeline.views import BLOCK, load_tidy, of_grid, title, with_full
 
@@ -177,6 +178,91 @@ def prompt_length(measured: Measured) -> Any:
     return figure
 
 
+def of_settings(tidy: pd.DataFrame, *metrics: str) -> pd.DataFrame:
+    """Rows of the latency study with the full cache's in every block; prompt, new tokens and batch
+    in columns of their own.
+    """
+    rows = with_full(of_grid(tidy, *metrics))
+    parts = [Setting.of(task) for task in rows["task"]]
+    for name in ("prompt", "new_tokens", "batch"):
+        rows[name] = [getattr(part, name) for part in parts]
+    return rows.assign(length=rows["prompt"] + rows["new_tokens"])
+
+
+def against(metric: str, along: str, label: str, fixed: Sequence[str]) -> Callable[[Measured], Any]:
+    """A figure of a metric of the latency study ``along`` a column, a panel where others agree.
+
+    Where memory did not suffice a cross stands on the axis.
+    """
+
+    def view(measured: Measured) -> Any:
+        rows = of_settings(measured.tidy, metric)
+        rows["cell"] = [
+            ", ".join(f"{name.replace('_', ' ')} {row[name]}" for name in fixed)
+            for row in rows.to_dict("records")
+        ]
+        several = rows.groupby(["model", "policy", "cell"])[along].transform("nunique") > 1
+        rows = rows[several.astype(bool)].copy()
+        if rows.empty:
+            return None
+        figure, found = panels(rows, "cell")
+        for axis, part in found:
+            for text, colour, lines in series(part, along):
+                scaled = lines.assign(
+                    **{n: lines[n] * METRICS[metric].scale for n in ("value", "low", "high")}
+                )
+                draw_lines(axis, scaled[along], scaled, text, colour)
+                out = lines.loc[lines["value"].isna(), along]
+                axis.plot(
+                    out, [0.02] * len(out), "x", color=colour, clip_on=False,
+                    transform=axis.get_xaxis_transform(),
+                )  # fmt: skip
+            ticks = sorted(part[along].unique())
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.minorticks_off()
+            axis.set_xlabel(label)
+            axis.set_ylabel(METRICS[metric].title)
+        for axis, _ in found:
+            axis.set_ylim(bottom=0)
+        legend(figure)
+        return figure
+
+    return view
+
+
+PART_COLOURS = ("#999999", "#E69F00", "#0072B2", "#009E73", "#CC79A7")
+SHOWN_SETTINGS = 3
+"""Settings whose steps are drawn: those that the configuration names first."""
+
+
+def step_parts(measured: Measured) -> Any:
+    """The parts of a decode step as stacked bars, a bar a method."""
+    tidy, names = measured.tidy, [part for part in STEP_PARTS if part != "total"]
+    rows = with_full(of_grid(tidy, *(f"step_ms.{part}" for part in names)))
+    tasks = list(dict.fromkeys(rows["task"]))[:SHOWN_SETTINGS]
+    rows = rows[rows["task"].isin(tasks)]
+    if rows.empty:
+        return None
+    rows["cell"] = rows["task"] + ", " + title(rows["sparsity"])
+    figure, found = panels(rows, "cell")
+    for axis, part in found:
+        entries = [(label, lines) for label, _, lines in series(part, "metric")]
+        left = [0.0] * len(entries)
+        for name, colour in zip(names, PART_COLOURS, strict=True):
+            values = [
+                max(lines.loc[lines["metric"] == f"step_ms.{name}", "value"].sum(), 0.0)
+                for _, lines in entries
+            ]
+            axis.bar(range(len(entries)), values, 0.7, left, color=colour, label=STEP_PARTS[name])
+            left = [a + b for a, b in zip(left, values, strict=True)]
+        labels = [label.replace(" (", "\n(") for label, _ in entries]
+        axis.set_xticks(range(len(entries)), labels)
+        axis.set_ylabel("ms a decode step")
+    legend(figure)
+    return figure
+
+
 def settings_axis(axis: Any, part: pd.DataFrame, label: str) -> None:
     """Settings as ticks on a logarithmic axis, the metric beside it."""
     settings = sorted(part["setting"].unique())
@@ -222,6 +308,10 @@ FIGURES: dict[str, Callable[[Measured], Any]] = {
     "figure9": maps("h2o", slice(1, 2)),
     "figure10": maps("h2o", slice(2, None)),
     "figure11": maps("lambda", slice(None)),
+    "throughput": against("throughput", "batch", "batch", ["prompt", "new_tokens"]),
+    "latency": against("latency_s", "length", "tokens", ["batch", "new_tokens"]),
+    "memory": against("peak_memory_bytes", "length", "tokens", ["batch", "new_tokens"]),
+    "step_parts": step_parts,
     "perplexity": perplexity,
     "recovered_gap": recovered_gap,
     "loss_curves": loss_curves,

@@ -12,8 +12,8 @@ import pandas as pd
 
 from pipeline.catalogue import TABLES as CATALOGUE
 from pipeline.curves import load_curves
-from pipeline.files import save_table, whole
-from pipeline.labels import METRICS, SCORES, STEP_PARTS, label_of, policy_title
+from pipeline.files import load_table, save_table, whole
+from pipeline.labels import METRICS, SCORES, SPEED, STEP_PARTS, label_of, policy_title
 from pipeline.page import Section, as_html, as_markdown
 from pipeline.summaries import ROUGE
 from pipeline.views import (
@@ -36,6 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tidy", type=Path, required=True)
     parser.add_argument("--curves", type=Path, nargs="*", default=[], help="loss curves")
     parser.add_argument(
+        "--operators", type=Path, nargs="*", default=[], help="operators of the latency study"
+    )
+    parser.add_argument(
         "--models", type=json.loads, default={}, help="the configuration's models, as JSON"
     )
     parser.add_argument("--out", type=Path, required=True, help="results folder")
@@ -49,11 +52,13 @@ class Measured:
         tidy: the tidy table.
         curves: loss curves of the trainings.
         models: the configuration's models; without one, a model is not one of the paper's.
+        operators: what the latency study's decode steps are made of, and measured on.
     """
 
     tidy: pd.DataFrame
     curves: pd.DataFrame
     models: Models = field(default_factory=dict)
+    operators: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def cells(measured: Measured, metrics: list[str], table: str = "") -> pd.DataFrame:
@@ -104,7 +109,8 @@ def table5(measured: Measured) -> pd.DataFrame:
 
 def table6(measured: Measured) -> pd.DataFrame:
     """Latency, throughput and memory, end to end."""
-    rows = cells(measured, ["latency_s", "throughput", "peak_memory_bytes"], "table6")
+    end_to_end = [name for name in SPEED if not name.startswith("step_ms")]
+    rows = cells(measured, end_to_end, "table6")
     return wide(rows, ["model", "task", "policy", "sparsity", "method"], "metric")
 
 
@@ -119,6 +125,38 @@ def table8(measured: Measured) -> pd.DataFrame:
     """What the parts of a decode step take."""
     rows = cells(measured, [f"step_ms.{part}" for part in STEP_PARTS], "table8")
     return wide(rows, ["model", "task", "policy", "sparsity", "method"], "metric")
+
+
+def operators(measured: Measured) -> pd.DataFrame:
+    """Bytes, operations and time of each operator, all layers, beside the floor: the bytes over
+    the bandwidth of copying.
+    """
+    rows = measured.operators
+    if rows.empty:
+        return rows
+    floor = rows["bytes"] / rows["copy_bytes_per_second"]
+    return pd.DataFrame(
+        {
+            "model": rows["model"],
+            "task": rows["task"],
+            "operator": rows["operator"],
+            "MiB moved": (rows["bytes"] / 2**20).round(1),
+            "G operations": (rows["operations"] / 1e9).round(2),
+            "ms": (rows["seconds"] * 1e3).round(2),
+            "floor (ms)": (floor * 1e3).round(2),
+            "of copy bandwidth": (floor / rows["seconds"]).map("{:.0%}".format),
+        }
+    )
+
+
+def conditions(measured: Measured) -> pd.DataFrame:
+    """What each setting of the latency study was measured on."""
+    rows = measured.operators
+    if rows.empty:
+        return rows
+    keys = ["model", "task", "device", "clocks", "threads", "load", "repetitions", "versions"]
+    bandwidth = (rows["copy_bytes_per_second"] / 1e9).round(1)
+    return rows[keys].assign(**{"copying (GB/s)": bandwidth}).drop_duplicates()
 
 
 def of_all_cells(metric: str) -> Callable[[Measured], pd.DataFrame]:
@@ -198,6 +236,8 @@ TABLES: dict[str, Callable[[Measured], pd.DataFrame]] = {
     "table4": table4,
     "table5": table5,
     "table6": table6,
+    "operators": operators,
+    "conditions": conditions,
     "table7": table7,
     "table8": table8,
     "perplexity": of_all_cells("token_perplexity"),
@@ -242,7 +282,9 @@ def write(table: pd.DataFrame, folder: Path, name: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write ``results.parquet``, ``results.csv``, the loss curves and every table."""
-    measured = Measured(load_tidy(args.tidy), load_curves(args.curves), args.models)
+    found = [load_table(path) for path in args.operators]
+    operators = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    measured = Measured(load_tidy(args.tidy), load_curves(args.curves), args.models, operators)
     save_table(args.out / "results.parquet", measured.tidy)
     save_table(args.out / "curves.parquet", measured.curves)
     with whole(args.out / "results.csv") as partial:

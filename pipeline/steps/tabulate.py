@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ import pandas as pd
 
 from pipeline.errors import DataError
 from pipeline.files import load_table, save_table
+from pipeline.labels import GENERATE
+from pipeline.latency import FORMS, Setting
 from pipeline.methods import FULL, GRID
 from pipeline.progress import Progress
 from pipeline.revision import short_commit
@@ -176,13 +179,54 @@ def fidelity_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) ->
             yield row(cell | found | {"layer": layer}, "hellinger", distance)
 
 
+def speed_rows(table: pd.DataFrame) -> Iterator[Key]:
+    """Medians over repetitions, between the fastest and the slowest, and the parts of a step.
+
+    What ran out of memory has a row without value, of no repetition. Decoding is what the other
+    parts leave of a step.
+    """
+    setting = Setting.of(table["task"].iloc[0])
+    keys = ["policy", "sparsity", "budget", "method", "train_sparsity", "form"]
+    where = {name: table[name].iloc[0] for name in ("model", "task")}
+    for values, rows in table.groupby(keys, dropna=False, sort=False):
+        key = where | dict(zip(keys, values, strict=True))
+        by_engine = key.pop("form") == FORMS[0]
+        tokens = setting.batch * setting.new_tokens
+        for metric, numbers in (
+            ("latency_s", rows["seconds"]),
+            ("throughput", tokens / rows["seconds"]),
+            ("peak_memory_bytes", rows["peak_bytes"]),
+        ):
+            yield row(key, metric if by_engine else GENERATE + metric, spread(numbers))
+        if not by_engine or rows["seconds"].isna().all():
+            continue
+        parts = rows.filter(like="part.").iloc[0].dropna() * 1e3
+        total = spread(rows["step_seconds"] * 1e3)
+        yield row(key, "step_ms.total", total)
+        found = {name.removeprefix("part."): value for name, value in parts.items()}
+        found = {"decoding": total.value - sum(found.values())} | found
+        for part, value in found.items():
+            yield row(key, f"step_ms.{part}", Estimate(value, math.nan, math.nan, total.n))
+
+
+def spread(numbers: pd.Series) -> Estimate:
+    """The median between the least and the greatest; of nothing, no value."""
+    found = numbers.dropna().astype(float)
+    return Estimate(found.median(), found.min(), found.max(), len(found))
+
+
 MEASURES: dict[str, Callable[[pd.DataFrame, pd.DataFrame, np.ndarray], Iterator[Key]]] = {
     "nll": perplexity_rows,
     "rougeL": summary_rows,
     SCORE: score_rows,
     "hellinger": fidelity_rows,
+    "peak_bytes": lambda table, full, draws: speed_rows(table),
 }
 """How the column begins that tells what a file measured, and what becomes of its rows."""
+
+
+ALONE = ("hellinger", "peak_bytes")
+"""Of these, what is compared is in one file."""
 
 
 def measure_of(table: pd.DataFrame) -> str:
@@ -252,8 +296,9 @@ def run(args: argparse.Namespace) -> None:
     progress = Progress("tabulate", len(cells))
     for part in cells:
         measure = measure_of(part.table)
-        reference = part.table if measure == "hellinger" else reference_of(part)
-        draws = resamples(reference["document"].nunique(), args.bootstrap, args.seed)
+        reference = part.table if measure in ALONE else reference_of(part)
+        documents = reference.get("document", pd.Series([""]))
+        draws = resamples(documents.nunique(), args.bootstrap, args.seed)
         where = {"study": part.study, "setting": part.setting}
         rows += [where | found for found in MEASURES[measure](part.table, reference, draws)]
         progress.step()

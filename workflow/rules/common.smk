@@ -14,7 +14,7 @@ from snakemake.logging import logger
 sys.path.insert(0, str(Path(workflow.basedir)))
 
 from pipeline import config as configuration
-from pipeline import grid
+from pipeline import grid, latency
 from pipeline.catalogue import COMPARISON, FIGURES, PROVENANCE, TABLES, TEXTS
 from pipeline.errors import LessError
 from pipeline.expectations import bundles_at_once, expectations
@@ -82,6 +82,7 @@ wildcard_constraints:
     study=r"(-[RPS]\d+)?",
     file="|".join(re.escape(package.file) for package in packages().values()),
     windows=r"\d+",
+    setting=latency.PATTERN,
 
 
 def samples_of(model, dataset, count, pack):
@@ -124,7 +125,7 @@ def measured():
             SCRATCH / "fidelity" / cell.model / f"{cell.policy}-{cell.sparsity}.parquet"
             for cell in grid.policy_cells(CONFIG, "fidelity")
         ]
-    return cells
+    return cells + all_latencies("parquet")
 
 
 def tables():
@@ -394,7 +395,8 @@ PAPER = sha256(Path(workflow.basedir) / "pipeline" / "resources" / "paper.yaml")
 
 def own_labels():
     """What the columns of measurements may say, on the command line."""
-    known = {"model": MODELS, "task": [*TASKS, "fidelity"], "policy": GRID["policies"]}
+    settings = [setting.name for setting in latency.settings(CONFIG)]
+    known = {"model": MODELS, "task": [*TASKS, "fidelity", *settings], "policy": GRID["policies"]}
     return json.dumps({column: sorted(names) for column, names in known.items()})
 
 
@@ -431,6 +433,37 @@ def map_arguments(wildcards):
 def all_maps(form):
     """Files of the maps (`safetensors`) or spectra (`spectrum.parquet`) of every model."""
     return [SCRATCH / "maps" / f"{model}.{form}" for model in MODELS if CONFIG["maps"]]
+
+
+# Latency
+
+
+def latency_model(wildcards):
+    """The folder of a model that is not made of random weights."""
+    own = "random" in MODELS[wildcards.model]["weights"]
+    return [] if own else SCRATCH / "models" / wildcards.model
+
+
+def latency_arguments(wildcards):
+    """The model and what a setting compares, on the command line; its words are quoted here."""
+    study, model = CONFIG["latency"], MODELS[wildcards.model]
+    source = latency_model(wildcards)
+    words = ["--model", source] if source else ["--weights", json.dumps(model["weights"])]
+    setting = latency.Setting.of(wildcards.setting)
+    found = [vars(c) for c in latency.contenders(CONFIG, wildcards.model, setting)]
+    words += ["--dtype", model["dtype"], "--device", DEVICE, "--setting", setting.name]
+    words += ["--contenders", json.dumps(found), "--repetitions", study["repetitions"]]
+    sizes = {key: TRAIN["kernel"][key] for key in ("kernel_size", "hidden_size")}
+    words += ["--kernel", json.dumps(sizes), "--seed", SEED]
+    words += ["--forms", *latency.FORMS[: 2 if study["generate"] else 1]]
+    words += ["--label", json.dumps({"model": wildcards.model, "task": setting.name})]
+    return " ".join(shlex.quote(str(word)) for word in words)
+
+
+def all_latencies(form):
+    """Times (`parquet`) or operators (`operators.parquet`) of every model and setting."""
+    names = [setting.name for setting in latency.settings(CONFIG)]
+    return [SCRATCH / "latency" / model / f"{name}.{form}" for model in MODELS for name in names]
 
 
 # Provenance

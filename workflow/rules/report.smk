@@ -31,6 +31,7 @@ rule tables:
     input:
         tidy=SCRATCH / "tidy.parquet",
         curves=all_curves(),
+        operators=all_latencies("operators.parquet"),
     output:
         RESULTS / "results.parquet",
         RESULTS / "results.csv",
@@ -60,6 +61,7 @@ rule tables:
         code=code_of("tables"),
     shell:
         "python -m pipeline tables --tidy {input.tidy:q} --curves {input.curves:q}"
+        " --operators {input.operators:q}"
         " --models {params.models:q} --out {params.folder:q} > {log:q} 2>&1"
 
 
@@ -85,7 +87,8 @@ rule compare:
     params:
         config=verbatim(
             json.dumps(
-                {key: CONFIG[key] for key in ("models", "train", "grid", "tasks")}, sort_keys=True
+                {key: CONFIG[key] for key in ("models", "train", "grid", "tasks", "latency")},
+                sort_keys=True,
             )
         ),
         paper=PAPER,

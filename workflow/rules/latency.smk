@@ -1,0 +1,26 @@
+# Latency and memory: a job for each model and setting, in which all methods take turns.
+
+
+rule latency:
+    input:
+        latency_model,
+    output:
+        times=SCRATCH / "latency" / "{model}" / "{setting}.parquet",
+        operators=SCRATCH / "latency" / "{model}" / "{setting}.operators.parquet",
+    log:
+        LOGS / "latency" / "{model}" / "{setting}.log",
+    benchmark:
+        BENCHMARKS / "latency" / "{model}" / "{setting}.tsv"
+    retries: 1
+    # All cores: what runs beside it would be measured too.
+    threads: workflow.cores or 8
+    resources:
+        mem_mb=model_memory,
+        runtime=1440,
+        gpu=GPUS,
+    params:
+        measured=latency_arguments,
+        code=code_of("latency"),
+    shell:
+        "python -m pipeline --threads {threads} latency {params.measured} --out {output.times:q}"
+        " --operators {output.operators:q} > {log:q} 2>&1"
