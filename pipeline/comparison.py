@@ -86,7 +86,7 @@ def missing(key: Mapping[str, Any], config: Config) -> str:
     """Why a number of the paper was not measured: the first thing the configuration lacks."""
     grid, task = config["grid"], config["tasks"].get(key["task"])
     if key["metric"] in SPEED:
-        return "no such row of `latency`" if config["latency"] else "needs `latency`"
+        return "no such row of `latency`" if config.get("latency") else "needs `latency`"
     trained = grid["train_sparsities"]
     if isinstance(trained, Mapping):
         trained = trained.get(key["policy"], [])

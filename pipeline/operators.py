@@ -315,7 +315,7 @@ def bounded_attention(
     return Operator(name, attention_step(cache, q, k, v), moved, operations)
 
 
-def feature_maps(model: PreTrainedModel, kernels: Kernels, batch: int) -> Operator:
+def feature_maps(name: str, model: PreTrainedModel, kernels: Kernels, batch: int) -> Operator:
     """phi of every query and psi of every key of a step, all layers."""
     q, k, _ = random_token(model, batch)
 
@@ -328,7 +328,7 @@ def feature_maps(model: PreTrainedModel, kernels: Kernels, batch: int) -> Operat
             else:
                 kernel.phi(q), kernel.psi(k)
 
-    return Operator("feature maps", run, kernel_bytes(kernels), map_operations(kernels, batch))
+    return Operator(name, run, kernel_bytes(kernels), map_operations(kernels, batch))
 
 
 def kernel_bytes(kernels: Kernels) -> int:

@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,11 +235,11 @@ def operator_rows(
         name, policy = f"attention, {name_of(contender)}", bench.policy(contender)
         return bounded_attention(name, model, policy, bench.kernels_of(contender), batch, context)
 
-    makers: dict[Any, Callable[[], Operator]] = {"products": lambda: products(model, batch)}
-    makers |= {c: (lambda c=c: attention(c)) for c in contenders}
+    makers: dict[Any, Callable[[], Operator]] = {"products": partial(products, model, batch)}
+    makers |= {contender: partial(attention, contender) for contender in contenders}
     makers |= {
-        name: (lambda k=kernels: feature_maps(model, k, batch))
-        for name, kernels in bench.kernels.items()
+        method: partial(feature_maps, f"feature maps, {METHODS[method].title}", model, own, batch)
+        for method, own in bench.kernels.items()
     }
     moved, operations = {}, {}
     for key, make in makers.items():
