@@ -25,6 +25,8 @@ from pipeline.errors import ConfigError
 
 BUCKET = 1024
 """On a GPU a full cache reads a multiple of these tokens, the unwritten ones masked: one graph."""
+SHORT = 16
+"""Tokens of a prompt that warm up a CPU, where nothing is shaped to the prompt."""
 WARM_UP = 3
 """Steps run one by one before the first is captured."""
 
@@ -217,8 +219,8 @@ class Engine:
 
     @torch.no_grad()
     def warm_up(self, prompt: torch.Tensor, new_tokens: int) -> None:
-        """What happens once: allocation, compiling and tuning of kernels, capture of graphs."""
-        self.read(prompt)
+        """What happens once: compiling and tuning of kernels, and on a GPU allocation and graphs."""
+        self.read(prompt if self.graphed else prompt[:, :SHORT])
         for _ in range(min(WARM_UP, new_tokens - 1)):
             self.step()
         if self.graphed:

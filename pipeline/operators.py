@@ -182,7 +182,7 @@ def ablated(
 
     def stack(policy: Policy, kernels: Kernels | None, at: int) -> Step:
         return pinned_step(
-            filled(LessCache(model.config, policy, kernels), batch, at, k), q, k, v  # type: ignore[arg-type]
+            filled(LessCache(model.config, policy, kernels), batch, at, k), q, k, v
         )  # fmt: skip
 
     latest = replace(policy, name="latest", sink=0, recent=policy.budget, heavy=0)
@@ -278,7 +278,7 @@ def full_attention(model: PreTrainedModel, batch: int, context: int) -> Operator
     shape, (q, k, v) = model_shape(model.config), random_token(model, batch)
     cache = FullCache(model.config, context, model.device)
     for layer in cache.layers:
-        layer.lazy_initialization(k, v)
+        layer.lazy_initialization(k, v)  # type: ignore[union-attr]
         layer.keys.normal_()  # type: ignore[union-attr]
         layer.values.normal_()  # type: ignore[union-attr]
     cache.plan(context)
@@ -302,7 +302,7 @@ def bounded_attention(
 ) -> Operator:  # fmt: skip
     """Attention of all layers over a bounded cache, scores and eviction and state with it."""
     q, k, v = random_token(model, batch)
-    cache = filled(LessCache(model.config, policy, kernels), batch, context, k)  # type: ignore[arg-type]
+    cache = filled(LessCache(model.config, policy, kernels), batch, context, k)
     held, shape = cache.memory(), model_shape(model.config)
     places, layers = policy.budget + 1, shape.num_layers
     # Slots are read; scores and the state are read and written; psi is kept, one row written.

@@ -160,7 +160,8 @@ def low_rank_part(
         psi, v: of the evicted pairs in eviction order, (B, G, initial + T, ...).
         initial: pairs that the first of those queries already misses besides one.
     """
-    numerator, denominator = linear_attention(phi, psi[:, :, initial:], v[:, :, initial:].float())
+    compiled = getattr(backend(phi.device), "linear_attention", linear_attention)
+    numerator, denominator = compiled(phi, psi[:, :, initial:], v[:, :, initial:].float())
     if initial:
         batch, groups, _, rank = psi.shape
         state = LowRankState.zeros(batch, groups, rank, v.shape[-1], psi.device)

@@ -27,7 +27,7 @@ from pipeline.eviction import evicted_at
 from pipeline.features import PackedKernel, pack
 from pipeline.ops import NEVER, backend, decode, decode_reference, gpu, reference
 from pipeline.ops.decode import decode_backend
-from pipeline.ops.gpu import decoding, maps, scan
+from pipeline.ops.gpu import decoding, maps, opaque, scan
 from pipeline.policies import get_policy
 from pipeline.slots import Slots, by_head
 from pipeline.synthesis import LowRankState, correct
@@ -224,6 +224,46 @@ def test_a_broken_sequence_stays_alone(bad, name):
     assert ((slots.positions >= 0).sum(-1) == 5).all()
 
 
+@pytest.mark.parametrize("name", ["h2o", "lambda"])
+def test_under_torch_compile(name):
+    """One graph, without a look into the launches, gives what they give."""
+    case = Case(get_policy(name, 5), 2, 1, 2, 8, 4, 0, torch.float32, "cached", 1.0, 0)
+    padding, kernel = torch.tensor([0, 1]), strong_kernel(case)
+    mine, truth = (Reader(case, padding, kernel) for _ in range(2))
+
+    def run(slots, kept, state, q, k, v, position):
+        rest = q, k, v, mine.kernel, position, case.policy
+        out, gone = decode_backend(torch.device("cuda")).step(slots, kept, state, *rest)
+        return out * 2, gone
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, backend="aot_eager", fullgraph=True, dynamic=False)
+    for t in range(case.length):
+        q, k, v = (x[:, :, t : t + 1] for x in (mine.q, mine.k, mine.v))
+        out, gone = compiled(mine.slots, mine.kept, mine.state, q, k, v, t - mine.padding)
+        expected, positions = truth.step(t, t + 1)
+        torch.testing.assert_close(out, expected * 2)
+        assert torch.equal(gone, positions)
+    for a, b in zip(mine.tensors(), truth.tensors(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["h2o", "lambda"])
+def test_operators_say_what_they_change(name):
+    case = Case(get_policy(name, 5), 1, 1, 2, 2, 4, 0, torch.float32, "cached", 1.0, 0)
+    reader = Reader(case, torch.tensor([0]), strong_kernel(case))
+    held, numbers = opaque._held(reader.slots), opaque._numbers(case.policy)
+    q, k, v = (x[:, :, :1] for x in (reader.q, reader.k, reader.v))
+    position, kernel = torch.zeros(1, dtype=torch.int32, device=DEVICE), reader.kernel
+    weights = kernel.w1, kernel.w2, kernel.last
+    new = q, k, v, *opaque._maps(*weights, q, k), position
+    state = reader.kept, reader.state.H, reader.state.z
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(opaque._maps, (*weights, q, k), test_utils=tests)
+    torch.library.opcheck(opaque._decode, (*held, q, k, v, position, *numbers), test_utils=tests)
+    torch.library.opcheck(opaque._step, (*held, *state, *new, *numbers), test_utils=tests)
+
+
 # --- feature maps -----------------------------------------------------------------------------
 
 
@@ -271,6 +311,21 @@ def test_linear_attention_and_its_gradients(length, heads, rank, size, seed):
     mine, truth = everything(gpu.linear_attention), everything(synthesis.linear_attention)
     for a, b in zip(mine, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.detach().abs().max() + 1))
+
+
+def test_training_takes_the_linear_attention_of_its_device():
+    """What a layer's loss is made of, on a GPU and on a CPU, with what a prompt's cut left."""
+    phi, psi, v = (
+        randn(1, n, t, w, seed=n + t).abs() for n, t, w in ((4, 9, 4), (2, 14, 4), (2, 14, 8))
+    )
+    phi, psi, v = (x.to(DEVICE) for x in (phi, psi, v))
+    found = []
+    for ops in (gpu, reference):
+        leaves = [x.clone().requires_grad_() for x in (phi, psi)]
+        with mock.patch.object(synthesis, "backend", return_value=ops):
+            parts = synthesis.low_rank_part(*leaves, v, initial=5)
+        found.append([*parts, *torch.autograd.grad(sum(p.sum() for p in parts), leaves)])
+    torch.testing.assert_close(found[0], found[1], **CLOSE)
 
 
 # --- eviction and sparse attention over a sequence --------------------------------------------

@@ -39,9 +39,9 @@ def decode_backend(device: torch.device) -> ModuleType:
 
         return decode_cpu
     if device.type == "cuda":
-        from pipeline.ops.gpu import decoding
+        from pipeline.ops.gpu import decoding, opaque
 
-        return decoding
+        return opaque if torch.compiler.is_compiling() else decoding
     from pipeline.ops import decode_reference
 
     return decode_reference

@@ -446,12 +446,20 @@ def step(
     Returns:
         The output (B, H, T, D), float32, and evicted positions (B, U, T), -1 for none.
     """
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    phi, psi = features(kernel, q, k)
+    return step_with_features(slots, kept, state, Tokens(q, k, v, phi, psi, position), policy)
+
+
+def step_with_features(
+    slots: Slots, kept: torch.Tensor, state: LowRankState, new: Tokens, policy: Policy
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`step` of tokens whose features are known: its one launch."""
+    new = Tokens(*(None if x is None else x.contiguous() for x in new))  # type: ignore[arg-type]
+    q = new.q
     out = q.new_empty(q.shape, dtype=torch.float32)
     gone = slots.positions.new_empty(*slots.free.shape, q.shape[2])
     results = Results(out, q.new_empty(q.shape[:-1], dtype=torch.float32), None, None, gone)
-    phi, psi = (x.contiguous() for x in features(kernel, q, k))
-    _read(slots, Tokens(q, k, v, phi, psi, position), policy, results, kept, state)
+    _read(slots, new, policy, results, kept, state)
     return out, gone
 
 

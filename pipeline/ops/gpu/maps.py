@@ -76,15 +76,22 @@ def features(
     """
     if isinstance(kernel, PlainKernel):
         return kernel.phi(q), kernel.psi(k)
+    return packed_features(kernel.w1, kernel.w2, kernel.last, q, k)
+
+
+def packed_features(
+    w1: torch.Tensor, w2: torch.Tensor, last: torch.Tensor, q: torch.Tensor, k: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`features` from the weights that a packed kernel holds."""
     q, k = q.contiguous(), k.contiguous()
     batch, heads, length, size = q.shape
     groups, count = k.shape[1], batch * length
-    hidden_size, rank = kernel.w2.shape[1:]
+    hidden_size, rank = w2.shape[1:]
     phi = q.new_empty(batch, heads, length, rank, dtype=torch.float32)
     psi = k.new_empty(batch, groups, length, rank, dtype=torch.float32)
     tokens = min(TOKENS, rows(count))
     _features_kernel[(heads + groups, triton.cdiv(count, tokens))](
-        q, k, kernel.w1, kernel.w2, kernel.last, phi, psi, heads, groups, count, length,
-        hidden_size, *kernel.w1.stride()[1:], size, rank, padded(size), padded(rank), tokens,
+        q, k, w1, w2, last, phi, psi, heads, groups, count, length,
+        hidden_size, *w1.stride()[1:], size, rank, padded(size), padded(rank), tokens,
     )  # fmt: skip
     return phi, psi

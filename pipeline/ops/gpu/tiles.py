@@ -29,8 +29,10 @@ def rows(count: int) -> int:
 
 
 def tuned(configs: list[triton.Config], key: list[str]) -> Any:
-    """Choose among ``configs`` on the GPU at hand; the interpreter takes the first."""
-    return triton.autotune(configs[:1] if INTERPRETED else configs, key=key)
+    """Choose among ``configs`` on the GPU at hand, once: choices are kept on disk beside compiled
+    kernels. The interpreter takes the first.
+    """
+    return triton.autotune(configs[:1] if INTERPRETED else configs, key=key, cache_results=True)
 
 
 @triton.jit
