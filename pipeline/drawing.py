@@ -85,9 +85,9 @@ def legend(figure: Any) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
-        figure.legend(
-            found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 6)
-        )
+        entry = 0.5 + 0.065 * max(map(len, found))  # inches, about
+        columns = max(1, min(len(found), 6, int(figure.get_figwidth() / entry)))
+        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
 
 
 def draw_lines(axis: Any, x: Any, rows: pd.DataFrame, label: str, colour: str) -> None:

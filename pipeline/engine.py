@@ -219,7 +219,7 @@ class Engine:
 
     @torch.no_grad()
     def warm_up(self, prompt: torch.Tensor, new_tokens: int) -> None:
-        """What happens once: compiling and tuning of kernels, and on a GPU allocation and graphs."""
+        """What happens once: compiling and tuning kernels; on a GPU allocation and graphs too."""
         self.read(prompt if self.graphed else prompt[:, :SHORT])
         for _ in range(min(WARM_UP, new_tokens - 1)):
             self.step()

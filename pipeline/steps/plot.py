@@ -212,12 +212,12 @@ def against(metric: str, along: str, label: str, fixed: Sequence[str]) -> Callab
                     **{n: lines[n] * METRICS[metric].scale for n in ("value", "low", "high")}
                 )
                 draw_lines(axis, scaled[along], scaled, text, colour)
-                out = lines.loc[lines["value"].isna(), along]
-                axis.plot(
-                    out, [0.02] * len(out), "x", color=colour, clip_on=False,
-                    transform=axis.get_xaxis_transform(),
-                )  # fmt: skip
-            ticks = sorted(part[along].unique())
+                for place in lines.loc[lines["value"].isna(), along]:
+                    (cross,) = axis.plot(
+                        place, 0.03, "x", color=colour, transform=axis.get_xaxis_transform()
+                    )
+                    cross.set_in_layout(False)
+            ticks = sorted(rows[along].unique())  # panels share the axis
             axis.set_xscale("log", base=2)
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
