@@ -94,8 +94,9 @@ def decode(
     slots: Slots, q: Tensor, k: Tensor, v: Tensor, position: Tensor, policy: Policy
 ) -> Decoded:
     """See :func:`pipeline.ops.gpu.decoding.decode`."""
-    parts = _decode(*_held(slots), q, k, v, position, *_numbers(policy))
-    return Decoded(*parts, q.new_empty(0))
+    found = _decode(*_held(slots), q, k, v, position, *_numbers(policy))
+    out, lse, keys, values, positions = found
+    return Decoded(out, lse, keys, values, positions, q.new_empty(0))
 
 
 def step(
