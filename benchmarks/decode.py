@@ -23,28 +23,13 @@ from transformers.cache_utils import Cache
 
 from pipeline.attention import enable
 from pipeline.cache import LessCache, LessLayer, full_cache_bytes
-from pipeline.features import PackedKernel
-from pipeline.kernels import Kernel, get_kernel
+from pipeline.features import PackedKernel, PlainKernel
 from pipeline.models import load_model, model_shape
+from pipeline.operators import Kernels, filled, random_token, untrained_kernels
 from pipeline.ops.decode import Decoded, decode_backend
 from pipeline.policies import Policy, get_policy
 
 Step = Callable[[], object]
-
-
-def less_kernels(model: PreTrainedModel, dtype: torch.dtype) -> list[Kernel]:
-    """Untrained kernels of the paper's size with scalars of one, one per layer."""
-    shape = model_shape(model.config)
-    kernels: list[Kernel] = []
-    for seed in range(model.config.num_hidden_layers):
-        kernel = get_kernel(
-            "less", num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim, seed=seed, compute_dtype=dtype,
-        )  # fmt: skip
-        torch.nn.init.ones_(kernel.s1)
-        torch.nn.init.ones_(kernel.s2)
-        kernels.append(kernel)
-    return kernels
 
 
 def random_pairs(model: PreTrainedModel, batch: int, length: int) -> tuple[torch.Tensor, ...]:
@@ -52,12 +37,6 @@ def random_pairs(model: PreTrainedModel, batch: int, length: int) -> tuple[torch
     shape = model_shape(model.config)
     pairs = torch.randn(2, batch, shape.num_kv_heads, length, shape.head_dim).to(model.dtype)
     return pairs[0], pairs[1]
-
-
-def random_query(model: PreTrainedModel, batch: int) -> torch.Tensor:
-    """One query a sequence, (B, H, 1, D), of the model's type."""
-    shape = model_shape(model.config)
-    return torch.randn(batch, shape.num_heads, 1, shape.head_dim).to(model.dtype)
 
 
 def filled_full(model: PreTrainedModel, cache: Cache, batch: int, context: int) -> Cache:
@@ -68,18 +47,8 @@ def filled_full(model: PreTrainedModel, cache: Cache, batch: int, context: int) 
 
 
 def filled_less(model: PreTrainedModel, cache: LessCache, batch: int, context: int) -> LessCache:
-    """A bounded cache as it is after ``context`` tokens: every slot taken, a state of ones."""
-    for layer in cache.layers:
-        layer.lazy_initialization(*random_pairs(model, batch, 1))
-        slots, budget = layer.slots, layer.policy.budget
-        slots.keys.normal_()
-        slots.values.normal_()
-        positions = torch.arange(context - budget, context, dtype=torch.int32)
-        slots.positions[..., :budget] = positions
-        slots.scores.uniform_()
-        slots.free.fill_(budget)
-        layer.seen = context
-    return cache
+    """A bounded cache as it is after ``context`` tokens: every slot taken."""
+    return filled(cache, batch, context, random_token(model, batch)[1])
 
 
 def time_rounds(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
@@ -96,7 +65,7 @@ def time_rounds(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
 
 def model_steps(
     full: PreTrainedModel, less: PreTrainedModel, policy: Policy, plus: Policy,
-    kernels: list[Kernel], batch: int, context: int, rounds: int,
+    kernels: Kernels, batch: int, context: int, rounds: int,
 ) -> dict[str, Step]:  # fmt: skip
     """One decode step of the whole model with each cache."""
     room = context + rounds + 8
@@ -123,18 +92,22 @@ def model_steps(
 
 
 def attention_steps(
-    model: PreTrainedModel, policy: Policy, plus: Policy, kernel: Kernel, batch: int, context: int
+    model: PreTrainedModel,
+    policy: Policy,
+    plus: Policy,
+    kernel: PackedKernel | PlainKernel,
+    batch: int,
+    context: int,
 ) -> dict[str, Step]:
     """The attention of one layer alone, cache update included, without projections."""
-    q = random_query(model, batch)
-    k, v = random_pairs(model, batch, 1)
+    q, k, v = random_token(model, batch)
     keys, values = random_pairs(model, batch, context)
 
     def full() -> None:
         keys[:, :, -1:], values[:, :, -1:] = k, v
         torch.nn.functional.scaled_dot_product_attention(q, keys, values, enable_gqa=True)
 
-    def bounded(policy: Policy, kernels: list[Kernel] | None) -> Step:
+    def bounded(policy: Policy, kernels: Kernels | None) -> Step:
         cache = filled_less(model, LessCache(model.config, policy, kernels), batch, context)
         layer = cache.layers[0]
         return lambda: layer.attend(q, *layer.update(k, v), None)
@@ -148,7 +121,11 @@ def attention_steps(
 
 
 def part_steps(
-    model: PreTrainedModel, policy: Policy, kernel: Kernel, batch: int, context: int
+    model: PreTrainedModel,
+    policy: Policy,
+    kernel: PackedKernel | PlainKernel,
+    batch: int,
+    context: int,
 ) -> dict[str, Step]:
     """Nested parts of one layer's LESS step; what a part costs is a difference (:func:`parts`)."""
     cache = LessCache(model.config, policy, [kernel] * model.config.num_hidden_layers)
@@ -158,8 +135,7 @@ def part_steps(
         0
     ]  # type: ignore[assignment]
     ops = decode_backend(model.device)
-    q = random_query(model, batch)
-    k, v = random_pairs(model, batch, 1)
+    q, k, v = random_token(model, batch)
     position = torch.full((batch,), context, dtype=torch.int32)
     early = torch.zeros_like(position)
     decoded = ops.decode(layer.slots, q, k, v, position, policy)
@@ -225,7 +201,7 @@ def main() -> None:
     budget = int(args.sparsity * args.context) // 2 * 2
     policy = get_policy(args.policy, budget)
     plus = get_policy(args.policy, budget + 4)
-    kernels = less_kernels(less, dtype)
+    kernels = untrained_kernels("less", less)
 
     steps = model_steps(full, less, policy, plus, kernels, args.batch, args.context, args.rounds)
     times = time_rounds(steps, args.rounds)

@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 from pipeline.features import PackedKernel
 from pipeline.kernels import get_kernel
+from pipeline.operators import Operator, copy_bandwidth
 from pipeline.policies import Policy, get_policy
 from pipeline.slots import Slots
 from pipeline.synthesis import LowRankState
@@ -41,16 +42,6 @@ class Sizes:
     budget: int = 408
     length: int = 4096
     dtype: torch.dtype = torch.float16
-
-
-@dataclass
-class Operator:
-    """Something to time: what it runs, bytes it must move, operations of its formula."""
-
-    name: str
-    run: Callable[[], object]
-    moved: int
-    operations: int
 
 
 def filled(sizes: Sizes, policy: Policy, device: str) -> Slots:
@@ -150,15 +141,6 @@ def sequence_operators(sizes: Sizes, device: str) -> list[Operator]:
     return [Operator(name, *parts) for name, parts in found.items()]
 
 
-def copy_bandwidth() -> float:
-    """Bytes a second of copying 1 GiB, read and written both counted."""
-    from triton.testing import do_bench
-
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / (float(do_bench(lambda: target.copy_(source))) * 1e-3)
-
-
 def table(operators: list[Operator], bandwidth: float) -> str:
     """Each operator's time and what it amounts to."""
     from triton.testing import do_bench
@@ -189,7 +171,7 @@ def main() -> int:
         print(f"the tests did not end within {TEST_SECONDS} seconds.", file=sys.stderr)
         return 1
     sizes = Sizes()
-    bandwidth = copy_bandwidth()
+    bandwidth = copy_bandwidth(torch.device("cuda"))
     print(f"{torch.cuda.get_device_name()}, copying {bandwidth / 1e9:.0f} GB/s; {sizes}")
     print(table(decode_operators(sizes, "cuda") + sequence_operators(sizes, "cuda"), bandwidth))
     return code

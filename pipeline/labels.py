@@ -28,7 +28,7 @@ class Metric:
     scale: float = 1.0
     lower: bool = False
     gap: bool = False
-    missing: str = "nan"
+    missing: str = "undefined"
 
 
 STEP_PARTS = {

@@ -118,17 +118,15 @@ def with_gap(rows: pd.DataFrame, tidy: pd.DataFrame) -> pd.DataFrame:
 def texts(rows: pd.DataFrame) -> pd.Series:
     """``value [low, high]`` in the metric's printed unit; the value alone without an interval.
 
-    A ratio that is undefined, as a gap where the baseline loses nothing, says so.
+    A ratio that is undefined, as a gap where the baseline loses nothing, says so; so does what ran
+    out of memory.
     """
     found = []
     for name, *numbers in rows[["metric", "value", "low", "high"]].itertuples(index=False):
         metric = METRICS[name]
-        if pd.isna(numbers[0]):
-            found.append(metric.missing)
-            continue
         value, low, high = (f"{number * metric.scale:z.{metric.digits}f}" for number in numbers)
         interval = f" [{low}, {high}]" if pd.notna(numbers[1]) else ""
-        found.append(value + interval if pd.notna(numbers[0]) else "undefined")
+        found.append(value + interval if pd.notna(numbers[0]) else metric.missing)
     return pd.Series(found, index=rows.index, dtype=object)
 
 
