@@ -10,6 +10,7 @@ from test_tables import METHODS, METRICS, curves_frame, run_step, tidy_frame
 from pipeline.attention_figures import Maps
 from pipeline.catalogue import FIGURES as CATALOGUE
 from pipeline.files import save_table
+from pipeline.labels import STEP_PARTS
 from pipeline.steps import plot
 from pipeline.steps.tabulate import COLUMNS
 from pipeline.tensors import save_tensors
@@ -62,6 +63,24 @@ def study(name, settings, metrics, methods=METHODS):
     return pd.DataFrame(rows).assign(budget=4, **run).reindex(columns=COLUMNS)
 
 
+def speeds():
+    """Rows of a latency study; the full cache runs out of memory at the largest batch."""
+    rows = []
+    parts = [f"step_ms.{part}" for part in STEP_PARTS]
+    for task in ("256+64x1", "256+64x4", "960+64x1"):
+        for place, method in enumerate(("full", "baseline_plus", "less")):
+            full = method == "full"
+            for metric in ("latency_s", "throughput", "peak_memory_bytes", *parts):
+                value = np.nan if full and task.endswith("x4") else 3.0 + place
+                rows.append({"model": "m_1", "task": task, "policy": None if full else "h2o",
+                             "method": method, "sparsity": None if full else 0.05,
+                             "train_sparsity": 0.05 if method == "less" else None,
+                             "metric": metric, "value": value, "low": value, "high": value,
+                             "n": 3})  # fmt: skip
+    run = {"experiment": "e", "config": "c", "commit": "d", "seed": 0, "study": "grid"}
+    return pd.DataFrame(rows).assign(budget=4, **run).reindex(columns=COLUMNS)
+
+
 def everything():
     """A tidy table with all that figures show; the grid's R is 8."""
     grid = tidy_frame()
@@ -69,7 +88,7 @@ def everything():
     kernels = study("kernel_size", [2, 16], ["word_perplexity"], METHODS[2:3])
     kernels = kernels[kernels["method"] == "less"]
     prompts = study("prompt_length", [256, 512], ["rouge1", "rougeL"])
-    return pd.concat([grid, kernels, prompts], ignore_index=True)
+    return pd.concat([grid, kernels, prompts, speeds()], ignore_index=True)
 
 
 def figures(out):
@@ -232,6 +251,27 @@ def test_kernel_sizes_with_the_grids_own():
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["2", "8", "16"]
 
 
+def test_who_runs_out_of_memory_has_a_cross():
+    (axis,) = drawn("throughput", speeds()).axes
+    crosses = [line for line in axis.lines if line.get_marker() == "x"]
+    assert [list(line.get_xdata()) for line in crosses] == [[4]]
+    lines = {line.get_label(): line for line in axis.lines}
+    assert list(lines["LESS (5 %)"].get_ydata()) == [5, 5]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "4"]
+
+
+def test_parts_of_a_step_are_stacked():
+    figure = drawn("step_parts", speeds())
+    assert [axis.get_title() for axis in figure.axes] == [
+        "H2O, 256+64x1, 5 %", "H2O, 256+64x4, 5 %", "H2O, 960+64x1, 5 %"
+    ]  # fmt: skip
+    tops = {bar.get_x(): 0.0 for bar in figure.axes[0].patches}
+    for bar in figure.axes[0].patches:
+        assert bar.get_y() == tops[bar.get_x()]
+        tops[bar.get_x()] += bar.get_height()
+    assert [tops[x] for x in sorted(tops)] == [15, 20, 25]
+
+
 def test_panels_that_share_an_axis_hide_no_line():
     tidy = tidy_frame()
     tidy.loc[(tidy["metric"] == "hellinger") & (tidy["policy"] == "h2o"), "value"] = 0.9
@@ -267,7 +307,8 @@ def test_what_was_not_measured_says_so(methods, fidelity, trained):
     said = {name: [text.get_text() for text in drawn(name, tidy, curves).texts]
             for name in CATALOGUE}  # fmt: skip
     missing = {name for name, texts in said.items() if any("Not measured" in x for x in texts)}
-    expected = {"recovered_gap"} | (set() if fidelity else {"figure6"})
+    expected = {"recovered_gap", "throughput", "latency", "memory", "step_parts"}
+    expected |= set() if fidelity else {"figure6"}
     expected |= {f"figure{number}" for number in (1, 3, 7, 8, 9, 10, 11)}
     assert missing == expected | (set() if trained else {"loss_curves"})
     assert said["figure1"] == [

@@ -341,7 +341,7 @@ def test_what_was_not_measured_says_so_in_one_line(tmp_path, methods, fidelity, 
     tidy = tidy[~tidy["metric"].isin(METRICS[2:])]
     out = run_step(tables, tmp_path, tidy, curves_frame() if trained else None)
     expected = {f"table{number}" for number in (4, 5, 6, 8)}
-    expected |= {"recovered_gap", "paired_difference", "scores"}
+    expected |= {"recovered_gap", "paired_difference", "scores", "operators", "conditions"}
     expected |= set() if fidelity else {"hellinger"}
     expected |= set() if trained else {"training"}
     found = {
