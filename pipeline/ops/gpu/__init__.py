@@ -1,6 +1,7 @@
 """The operators in Triton, one to a file, each with the signature of its plain reference.
 
-``decoding`` serves a bounded cache; the names below are operators over sequences.
+``decoding`` serves a bounded cache, ``opaque`` the same under `torch.compile`; the names below are
+operators over sequences.
 """
 
 from pipeline.ops.gpu import decoding, linear, maps, scan, sparse
