@@ -18,13 +18,18 @@ import triton.language as tl
 from helpers import Case, assert_same_evictions, cases, randn, strong_kernel
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
 from benchmarks import gpu_check
 from pipeline import synthesis
-from pipeline.cache import LessLayer
+from pipeline.attention import enable
+from pipeline.cache import LessCache, LessLayer
+from pipeline.engine import Engine, FullCache
 from pipeline.eviction import evicted_at
 from pipeline.features import PackedKernel, pack
+from pipeline.models import load_model
+from pipeline.operators import untrained_kernels
 from pipeline.ops import NEVER, backend, decode, decode_reference, gpu, reference
 from pipeline.ops.decode import decode_backend
 from pipeline.ops.gpu import decoding, maps, opaque, scan
@@ -246,6 +251,55 @@ def test_under_torch_compile(name):
         assert torch.equal(gone, positions)
     for a, b in zip(mine.tensors(), truth.tensors(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+class Waits(TorchDispatchMode):
+    """Notes operations whose result the host has to wait for; a CUDA graph cannot hold them."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.count = set(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        if any(name in func.name() for name in self.NAMES):
+            self.seen.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["full", "baseline", "less", "performer"])
+def test_a_step_of_the_engine_waits_for_nothing(method):
+    """And reads no number of the host's: what changes from step to step is in its tensors."""
+    fields = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16,
+              "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    model = enable(load_model({"random": {"architecture": "llama", **fields}}, device=DEVICE))
+    cache = FullCache(model.config, 40, model.device)
+    cache.masked = True
+    if method != "full":
+        kernel = {"less": "less", "performer": "performer"}.get(method)
+        kernels = kernel and untrained_kernels(kernel, model, kernel_size=4, hidden_size=8)
+        cache = LessCache(model.config, get_policy("h2o", 6), kernels)
+    prompt = torch.arange(20, device=DEVICE).view(2, 10)
+    with mock.patch.object(decode, "decode_backend", return_value=decoding), torch.no_grad():
+        engine = Engine(model, cache, 2)
+        engine.read(prompt)
+        cache.reads = 40
+        with Waits() as waits:
+            engine._step()
+        first = engine.tokens.clone()
+        if method != "full":  # as in a replay, the host's count stands still
+            cache.layers[0].seen = 10 + 1000
+        engine._step()
+        mine = [first, engine.tokens]
+        engine.read(prompt)
+        for token in mine:
+            cache.reads = 40
+            engine._step()
+            assert torch.equal(engine.tokens, token)
+    assert waits.count > 10
+    assert not waits.seen
 
 
 @pytest.mark.parametrize("name", ["h2o", "lambda"])
