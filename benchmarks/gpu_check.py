@@ -1,4 +1,4 @@
-"""Check the Triton operators on the GPU at hand: their tests, then the time each takes.
+"""Check the Triton operators on the GPU at hand: tests, times, and whole decode steps.
 
     make gpu-check
 
@@ -9,6 +9,7 @@ and the operations of the plain formula. Shapes are those of a layer of Llama 2 
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -17,12 +18,17 @@ from dataclasses import dataclass
 
 import torch
 from tabulate import tabulate
+from transformers import PreTrainedModel
 
+from pipeline.attention import enable
 from pipeline.features import PackedKernel
 from pipeline.kernels import get_kernel
-from pipeline.operators import Operator, copy_bandwidth
+from pipeline.latency import Contender, Setting
+from pipeline.models import load_model
+from pipeline.operators import Operator, copy_bandwidth, untrained_kernels
 from pipeline.policies import Policy, get_policy
 from pipeline.slots import Slots
+from pipeline.steps.latency import Bench, by_engine, name_of, peak_bytes, within_memory
 from pipeline.synthesis import LowRankState
 
 TEST_SECONDS = 330
@@ -158,6 +164,38 @@ def table(operators: list[Operator], bandwidth: float) -> str:
     return tabulate(lines, headers, floatfmt=(None, ".1f", ".2f", ".1f", ".0%", ".2f"))
 
 
+LLAMA = {
+    "random": {
+        "architecture": "llama", "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+        "vocab_size": 32000,
+    }
+}  # fmt: skip
+"""The shape of Llama 2 7B."""
+MIDDLE = Setting(3072, 64, 24)
+"""A piece of the paper's 2048+2048 x 24 at its mean length."""
+
+
+def steps(model: PreTrainedModel, setting: Setting, budget: int) -> str:
+    """Whole decode steps by the engine, H2O: time, what it is to the others', peak memory."""
+    size = (setting.batch, setting.prompt)
+    prompt = torch.randint(0, model.config.vocab_size, size).to(model.device)
+    bench = Bench(model, setting, prompt, {"less": untrained_kernels("less", model)})
+    contenders = [
+        Contender("full"), Contender("baseline_plus", "h2o", 0.05, budget + 4),
+        Contender("less", "h2o", 0.05, budget),
+    ]  # fmt: skip
+    lines, times = [], {}
+    for contender in contenders:
+        found = within_memory(lambda: by_engine(bench, contender), model.device)  # noqa: B023
+        times[contender.method] = seconds = found["step_seconds"] if found else math.nan
+        others = [times[other] / seconds for other in ("full", "baseline_plus") if other in times]
+        peak = peak_bytes(model.device) / 2**30
+        lines.append([name_of(contender), seconds * 1e3, *others, *[""] * (2 - len(others)), peak])
+    headers = [f"decode step, {setting.name}", "ms", "full / it", "baseline+ / it", "peak GiB"]
+    return tabulate(lines, headers, floatfmt=".3f")
+
+
 def main() -> int:
     """Tests, then the table; 1 without a GPU, or where a test fails."""
     if not torch.cuda.is_available():
@@ -174,6 +212,8 @@ def main() -> int:
     bandwidth = copy_bandwidth(torch.device("cuda"))
     print(f"{torch.cuda.get_device_name()}, copying {bandwidth / 1e9:.0f} GB/s; {sizes}")
     print(table(decode_operators(sizes, "cuda") + sequence_operators(sizes, "cuda"), bandwidth))
+    with torch.no_grad():
+        print(steps(enable(load_model(LLAMA, sizes.dtype, "cuda")), MIDDLE, budget=204))
     return code
 
 

@@ -496,6 +496,17 @@ def test_every_operator_of_the_check_runs():
     assert len({operator.name for operator in operators}) == 12
 
 
+def test_the_check_times_whole_steps():
+    fields = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16,
+              "num_attention_heads": 2}  # fmt: skip
+    weights = {"random": {"architecture": "llama", "num_key_value_heads": 2, **fields}}
+    model = enable(load_model(weights, device=DEVICE))
+    with torch.no_grad():
+        lines = gpu_check.steps(model, gpu_check.Setting(20, 4, 2), budget=8).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["Full", "Baseline+,", "LESS"]
+    assert all(float(line.split()[-1]) > 0 for line in lines[2:])
+
+
 def test_the_check_says_that_there_is_no_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu_check.main() == 1
