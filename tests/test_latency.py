@@ -4,6 +4,7 @@ import argparse
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -192,6 +193,20 @@ def test_other_errors_are_errors(tmp_path, monkeypatch):
     monkeypatch.setitem(latency.RUNS, "engine", engine)
     with pytest.raises(RuntimeError, match="shapes differ"):
         measure(tmp_path, "16+4x1", forms="engine")
+
+
+def test_clocks_of_a_gpu(monkeypatch):
+    line = "1980 MHz, 2619 MHz, 1980 MHz, 2619 MHz, 570.1\n"
+    done = SimpleNamespace(stdout=line)
+    monkeypatch.setattr(latency.subprocess, "run", lambda *args, **options: done)
+    found = latency.gpu_clocks(torch.device("cuda"))
+    assert found == "cores 1980 MHz of 1980 MHz, memory 2619 MHz of 2619 MHz; driver 570.1"
+
+    def absent(*args, **options):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(latency.subprocess, "run", absent)
+    assert latency.gpu_clocks(torch.device("cuda")) == "unknown"
 
 
 def test_ablations_leave_out_what_they_say():

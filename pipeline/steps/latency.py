@@ -281,16 +281,16 @@ def conditions(device: torch.device) -> dict[str, Any]:
 
 
 def gpu_clocks(device: torch.device) -> str:
-    """Clocks as they are, and the highest there can be."""
-    fields = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem"
+    """Clocks as they are, the highest there can be, and the driver."""
+    fields = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,driver_version"
     index = device.index or 0
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", f"--id={index}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    sm, memory, most_sm, most_memory = (x.strip() for x in done.stdout.split(","))
-    return f"cores {sm} of {most_sm}, memory {memory} of {most_memory}"
+    sm, memory, most_sm, most_memory, driver = (x.strip() for x in done.stdout.split(","))
+    return f"cores {sm} of {most_sm}, memory {memory} of {most_memory}; driver {driver}"
 
 
 def cpu_clock() -> str:
