@@ -105,6 +105,7 @@ def test_every_output_is_there(finished):
     expected = {f"tables/{name}.{form}" for name in TABLES for form in ("md", "csv", "tex", "html")}
     expected |= {f"figures/{name}.{form}" for name in FIGURES for form in ("svg", "png")}
     expected |= {"results.csv", "results.parquet", "curves.parquet", "config.json", "report.html"}
+    expected |= {"operators.parquet"}
     expected |= {"provenance.html", "provenance.json"}
     expected |= {"examples.html", "examples.md", "paper_vs_ours.html", "paper_vs_ours.md"}
     found = {str(p.relative_to(results)) for p in results.rglob("*") if p.is_file()}
@@ -686,6 +687,12 @@ def test_every_experiment_is_planned_within_a_minute(tmp_path, name):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Job stats:" in done.stdout + done.stderr
+
+
+def test_random_weights_of_the_latency_study_never_reach_the_disk(tmp_path):
+    jobs = planned(checkout(tmp_path / "less"), "experiments/latency_llama2_7b.yaml")
+    assert jobs.pop("latency") == 18
+    assert set(jobs) == {"tabulate", "tables", "plot", "compare", "provenance", "page"}
 
 
 def test_lint():

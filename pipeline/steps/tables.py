@@ -27,6 +27,8 @@ from pipeline.views import (
     with_paper,
 )
 
+OPERATORS = ["model", "task", "operator", "bytes", "operations", "seconds"]
+"""Columns that a table of the latency study's operators has, besides what it was measured on."""
 PAPER_SPARSITY = 0.05
 """What the paper's tables of a single sparsity are measured at, Falcon's summaries apart."""
 
@@ -281,10 +283,11 @@ def write(table: pd.DataFrame, folder: Path, name: str) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write ``results.parquet``, ``results.csv``, the loss curves and every table."""
+    """Write ``results.parquet``, ``results.csv``, the loss curves, operators and every table."""
     found = [load_table(path) for path in args.operators]
-    operators = pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    operators = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=OPERATORS)
     measured = Measured(load_tidy(args.tidy), load_curves(args.curves), args.models, operators)
+    save_table(args.out / "operators.parquet", measured.operators)
     save_table(args.out / "results.parquet", measured.tidy)
     save_table(args.out / "curves.parquet", measured.curves)
     with whole(args.out / "results.csv") as partial:

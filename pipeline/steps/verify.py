@@ -23,7 +23,7 @@ from pipeline.steps.provenance import installed
 from pipeline.views import load_tidy
 
 RECORD, CONFIG = "provenance.json", "config.json"
-TIDY, CURVES = "results.parquet", "curves.parquet"
+TIDY, CURVES, OPERATORS = "results.parquet", "curves.parquet", "operators.parquet"
 LOSSES = "training"
 """The table of the loss curves."""
 LATER = ("provenance.json", "provenance.html", "report.html", "config.json")
@@ -87,15 +87,16 @@ def record_problems(
 
 
 def followed(
-    tidy: pd.DataFrame, curves: pd.DataFrame | None, config: Mapping[str, Any]
-) -> dict[str, str]:
-    """The text of every file that follows from tidy table and loss curves, by name.
+    tidy: pd.DataFrame, curves: pd.DataFrame | None, operators: pd.DataFrame,
+    config: Mapping[str, Any],
+) -> dict[str, str]:  # fmt: skip
+    """The text of every file that follows from tidy table, loss curves and operators, by name.
 
     Records of earlier versions have no loss curves; the table that shows them is then left out.
     """
     texts = {"results.csv": tidy.to_csv(index=False)}
     measured = tables.Measured(
-        tidy, load_curves([]) if curves is None else curves, config["models"]
+        tidy, load_curves([]) if curves is None else curves, config["models"], operators
     )
     for name in tables.TABLES:
         if name == LOSSES and curves is None:
@@ -134,9 +135,13 @@ def problems_of(folder: Path, record: Mapping[str, Any], config: Any) -> Iterato
     yield from input_problems(folder.absolute().parent.parent, record["inputs"])
     try:
         tidy = load_tidy(folder / TIDY)
-        curves = load_table(folder / CURVES) if CURVES in record["results"] else None
+        curves, operators = (
+            load_table(folder / name) if name in record["results"] else None
+            for name in (CURVES, OPERATORS)
+        )
+        operators = pd.DataFrame() if operators is None else operators
         yield from record_problems(record, config, tidy)
-        yield from text_problems(folder, followed(tidy, curves, complete(config)))
+        yield from text_problems(folder, followed(tidy, curves, operators, complete(config)))
     except (LessError, LookupError, TypeError, ValueError) as error:
         yield TIDY, f"tables cannot be made from it ({error})"
 

@@ -444,6 +444,12 @@ def latency_model(wildcards):
     return [] if own else SCRATCH / "models" / wildcards.model
 
 
+def has_folder(model):
+    """Whether a model's weights are on disk; the latency study makes random ones on the device."""
+    beyond = grid.needs_training(CONFIG) or any(CONFIG[x] for x in ("tasks", "fidelity", "maps"))
+    return bool(beyond) or "random" not in MODELS[model]["weights"]
+
+
 def latency_arguments(wildcards):
     """The model and what a setting compares, on the command line; its words are quoted here."""
     study, model = CONFIG["latency"], MODELS[wildcards.model]
@@ -496,7 +502,7 @@ def hashed_inputs():
     texts = {task[key] for task in TASKS.values() for key in TEXT_KEYS if key in task}
     texts |= {name for name, _, _ in windows_cut()}
     found |= {path for name in texts for path in files_of(name)}
-    found |= {SCRATCH / "models" / model for model in MODELS}
+    found |= {SCRATCH / "models" / model for model in MODELS if has_folder(model)}
     for model in MODELS:
         found |= {samples_of(model, *text) for text in windows_cut()}
     found |= {prompts_of(cell) for cell in grid.task_cells(CONFIG, "summaries")}

@@ -36,6 +36,7 @@ rule tables:
         RESULTS / "results.parquet",
         RESULTS / "results.csv",
         RESULTS / "curves.parquet",
+        RESULTS / "operators.parquet",
         expand(RESULTS / "tables" / "{name}.{form}", name=TABLES, form=["md", "csv", "tex"]),
         [
             report(
@@ -135,7 +136,8 @@ rule provenance:
     input:
         files=hashed_inputs(),
         results=[
-            expand(RESULTS / "{name}", name=["results.parquet", "results.csv", "curves.parquet"]),
+            RESULTS / "results.csv",
+            expand(RESULTS / "{name}.parquet", name=["results", "curves", "operators"]),
             tables(),
             figures(),
             examples(),
