@@ -11,12 +11,11 @@ rule latency:
         LOGS / "latency" / "{model}" / "{setting}.log",
     benchmark:
         BENCHMARKS / "latency" / "{model}" / "{setting}.tsv"
-    retries: 1
     # All cores: what runs beside it would be measured too.
     threads: workflow.cores or 8
     resources:
         mem_mb=model_memory,
-        runtime=1440,
+        runtime=minutes(1440),
         gpu=GPUS,
     params:
         measured=latency_arguments,
