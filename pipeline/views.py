@@ -22,13 +22,13 @@ Models = Mapping[str, Mapping[str, Any]]
 """A configuration's models: name to (at least) ``context`` and ``paper``."""
 
 
-def load_tidy(path: Any) -> pd.DataFrame:
-    """The tidy table of one run.
+def load_tidy(path: Any, sealed: bool = True) -> pd.DataFrame:
+    """The tidy table of one run; ``sealed`` as in :func:`pipeline.files.load_table`.
 
     Raises:
         DataError: missing or damaged, or rows of more than one run, which no table may mix.
     """
-    tidy = load_table(path)
+    tidy = load_table(path, sealed)
     runs = tidy[RUN].drop_duplicates()
     if len(runs) > 1:
         found = "; ".join(", ".join(map(str, run)) for run in runs.itertuples(index=False))

@@ -200,9 +200,10 @@ def training(measured: Measured) -> pd.DataFrame:
     keys = ["model", "policy", "train_sparsity"]
     best = share.groupby([*keys, "layer"])["share"].min().reset_index()
     found = best.groupby(keys)["share"].agg(["mean", "min", "max", "size"]).reset_index()
-    layers = curves.drop_duplicates([*keys, "layer"]).groupby(keys)
-    said = {key: faults(rows) for key, rows in layers}
-    found["faults"] = [said[key] for key in found[keys].itertuples(index=False, name=None)]
+    if "fault" in curves:  # not in those of earlier versions
+        layers = curves.drop_duplicates([*keys, "layer"]).groupby(keys)
+        said = {key: faults(rows) for key, rows in layers}
+        found["faults"] = [said[key] for key in found[keys].itertuples(index=False, name=None)]
     return found.rename(
         columns={
             "mean": "loss / sparse loss",
