@@ -41,7 +41,7 @@ training is a tenth of a job of ten layers, and evaluate, which it has none of, 
 
 GPU = {
     "dump", "train", "evaluate", "evaluate_full", "harness", "harness_full", "summaries",
-    "summaries_full", "fidelity", "maps",
+    "summaries_full", "fidelity", "maps", "latency",
 }  # fmt: skip
 """Rules that take a GPU each with `device: cuda`."""
 

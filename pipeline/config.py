@@ -20,11 +20,12 @@ from jsonschema.validators import extend
 
 from pipeline import grid
 from pipeline.errors import ConfigError, unknown
-from pipeline.expectations import GIB, bundle_bytes, bundles_at_once
+from pipeline.expectations import bundle_bytes, bundles_at_once
 from pipeline.latency import contenders, settings
 from pipeline.methods import METHODS
 from pipeline.packages import packages
 from pipeline.policies import FAMILIES, budget_tokens
+from pipeline.space import GIB
 from pipeline.summaries import templates
 
 NEEDED = {"aclsum": ["split"], "wikipedia_sample": [], "hub": ["path", "split"], "jsonl": ["path"]}

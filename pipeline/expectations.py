@@ -11,10 +11,10 @@ from typing import Any
 
 from pipeline import grid
 from pipeline.methods import METHODS
+from pipeline.space import GIB
 
 Config = Mapping[str, Any]
 
-GIB = 2**30
 OPERATIONS_PER_SECOND = 1.0e14
 """Assumed of one GPU in half precision: about a third of an A100's peak."""
 HALF = 2

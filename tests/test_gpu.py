@@ -460,7 +460,7 @@ def test_without_a_memory_all_is_the_sparse_policy(scale):
     torch.testing.assert_close(whole, synthesis.sparse_part(q, k, v, times)[0], **CLOSE)
     reader, sparse = (Reader(case, torch.tensor([0]), each) for each in (kernel, None))
     for t in range(case.length):
-        out, expected = reader.step(t, t + 1), sparse.decode(decoding, t, t + 1)[0]
+        out, expected = reader.step(t, t + 1)[0], sparse.decode(decoding, t, t + 1)[0]
         torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
 

@@ -163,6 +163,14 @@ def growing(base):
 memory = minutes = growing  # in MB; in minutes
 
 
+def all_cores():
+    """Cores of this machine that a run may use; eight where a cluster hands them out."""
+    try:
+        return workflow.cores
+    except WorkflowError:
+        return 8
+
+
 def model_memory(wildcards, attempt):
     """Memory in MB of a job that loads a model."""
     return MODELS[wildcards.model]["memory_mb"] * attempt

@@ -12,7 +12,7 @@ rule latency:
     benchmark:
         BENCHMARKS / "latency" / "{model}" / "{setting}.tsv"
     # All cores: what runs beside it would be measured too.
-    threads: workflow.cores or 8
+    threads: all_cores()
     resources:
         mem_mb=model_memory,
         runtime=minutes(1440),
