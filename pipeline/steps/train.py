@@ -127,12 +127,12 @@ def run(args: argparse.Namespace) -> None:
             epoch: Epoch, layer: int = layer, sparse: float = sparse, count: int = len(training)
         ) -> None:
             step = epoch.epoch * -(-count // recipe.batch_size)
+            speed = f", {rate(count, epoch.seconds)} sequences" if step else ""
             print(
                 f"layer {layer} (of {args.layers[0]}..{args.layers[1] - 1}) "
                 f"epoch {epoch.epoch}/{recipe.epochs}, step {step}: loss {epoch.train_loss:.3e}, "
                 f"validation {epoch.validation_loss:.3e} "
-                f"({epoch.validation_loss / sparse:.3f} of sparse), "
-                f"{rate(count, epoch.seconds)} sequences",
+                f"({epoch.validation_loss / sparse:.3f} of sparse){speed}",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
 
