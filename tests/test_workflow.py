@@ -19,6 +19,7 @@ import pytest
 import yaml
 from helpers import browse, randn
 
+from benchmarks.overhead import PARTS
 from pipeline.catalogue import FIGURES, TABLES
 from pipeline.layout import layer_file
 from pipeline.tensors import save_tensors
@@ -26,15 +27,6 @@ from pipeline.tensors import save_tensors
 ROOT = Path(__file__).parent.parent
 SMOKE = "experiments/smoke.yaml"
 EXPERIMENTS = sorted(path.name for path in (ROOT / "experiments").glob("*.yaml"))
-PARTS = [
-    "Snakefile",
-    "config.yaml",
-    "experiments",
-    "pipeline",
-    "profiles",
-    "tests/data",
-    "workflow",
-]
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
