@@ -15,10 +15,11 @@ import sys
 import torch
 from tabulate import tabulate
 
-from benchmarks.machine import describe, interleaved, times_faster
+from benchmarks.machine import describe, times_faster
 from pipeline.eviction import bounded_attention
 from pipeline.ops import by_index_set, reference
 from pipeline.policies import budget_tokens, get_policy
+from pipeline.timing import interleaved
 
 
 def main() -> int:

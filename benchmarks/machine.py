@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,17 +23,6 @@ def describe() -> str:
         f"torch {torch.__version__}, Python {platform.python_version()}, "
         f"load {os.getloadavg()[0]:.1f}"
     )
-
-
-def interleaved(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round; steps take turns, so that noise falls on all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
 
 
 def times_faster(slow: list[float], fast: list[float]) -> float:

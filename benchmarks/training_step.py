@@ -24,9 +24,10 @@ from tabulate import tabulate
 from torch.nn import functional as F
 
 from benchmarks import released
-from benchmarks.machine import describe, interleaved, peak_mib, times_faster
+from benchmarks.machine import describe, peak_mib, times_faster
 from pipeline.kernels import LessKernel
 from pipeline.policies import budget_tokens, get_policy
+from pipeline.timing import interleaved
 from pipeline.training import loss_of, prepare
 
 WAYS = ("released", "released, masks given", "ours, float32", "ours, bfloat16")

@@ -10,7 +10,6 @@ one thing left out (:data:`ABLATIONS`), so that no part has to be cut out of a f
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +24,7 @@ from pipeline.features import PackedKernel, PlainKernel, pack
 from pipeline.kernels import get_kernel
 from pipeline.models import model_shape
 from pipeline.policies import Policy
+from pipeline.timing import interleaved
 
 Step = Callable[[], object]
 Kernels = Sequence[PackedKernel | PlainKernel]
@@ -143,12 +143,7 @@ def timed(
 ) -> dict[str, float]:
     """Median seconds of each step over rounds in which they take turns."""
     prepared = {name: ready(step, device) for name, step in steps.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in prepared.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
+    seconds = interleaved(prepared, rounds)
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
