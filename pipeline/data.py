@@ -20,7 +20,7 @@ import json
 import random
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -85,7 +85,8 @@ def load_documents(spec: Spec, *, downloads: Path, data_dir: Path | None = None)
     """The texts of a data set, in its order; raises as :func:`load_rows`."""
     field = spec.get("field", "text")
     rows = load_rows(spec, downloads=downloads, data_dir=data_dir)
-    return [Document(_id(row, i), _field(row, field, spec)) for i, row in enumerate(rows)]
+    texts = [_field(row, field, spec) for row in rows]
+    return [Document(name, text) for name, text in zip(_ids(rows), texts, strict=True)]
 
 
 def load_pairs(spec: Spec, *, downloads: Path, data_dir: Path | None = None) -> list[Pair]:
@@ -93,8 +94,8 @@ def load_pairs(spec: Spec, *, downloads: Path, data_dir: Path | None = None) -> 
     document, summary = (spec.get(f"{x}_field", x) for x in ("document", "summary"))
     rows = load_rows(spec, downloads=downloads, data_dir=data_dir)
     return [
-        Pair(_id(row, i), _field(row, document, spec), _field(row, summary, spec))
-        for i, row in enumerate(rows)
+        Pair(name, _field(row, document, spec), _field(row, summary, spec))
+        for name, row in zip(_ids(rows), rows, strict=True)
     ]
 
 
@@ -132,8 +133,13 @@ def _key(spec: Spec, key: str) -> Any:
     return spec[key]
 
 
-def _id(row: Row, index: int) -> str:
-    return str(row.get("id", index))
+def _ids(rows: Sequence[Row]) -> list[str]:
+    """A name for each row, no two alike: its id or else its place, and both where an id repeats."""
+    found: dict[str, None] = {}
+    for place, row in enumerate(rows):
+        name = str(place if row.get("id") is None else row["id"])
+        found[name if name not in found else f"{name} (row {place})"] = None
+    return list(found)
 
 
 def _field(row: Row, field: str, spec: Spec) -> str:

@@ -45,15 +45,12 @@ def attention_rows(
         visible = causal & (queries[chunk, None] < evicted_at[:, :, None, None, :])
         logits = rows[..., chunk, :] @ k.float()[:, :, None].transpose(-1, -2) * size**-0.5
         logits = logits.masked_fill(~causal, float("-inf"))
-        true = logits.softmax(-1)
-        # One shift for both parts keeps exp in range and cancels in the normalisation. It is that
-        # of the visible keys: all they weigh may be nothing beside a key that is gone.
-        shift = logits.masked_fill(~visible, float("-inf")).amax(-1, keepdim=True)
-        mass = torch.where(visible, (logits - shift).exp(), 0.0)
+        # In logarithms, where no logit is too small or too large beside phi(q) psi(k).
+        evicted = logits.new_full((), float("-inf"))
         if features is not None:
-            low_rank = features[0][..., chunk, :] @ features[1] * (-shift).exp()
-            mass = torch.where(visible | ~causal, mass, low_rank)
-        yield true, mass / mass.sum(-1, keepdim=True)
+            evicted = (features[0][..., chunk, :] @ features[1]).log()
+        weights = torch.where(visible, logits, evicted).masked_fill(~causal, float("-inf"))
+        yield logits.softmax(-1), weights.softmax(-1)
 
 
 def hellinger(

@@ -65,10 +65,14 @@ class _StopAt(StoppingCriteria):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: str, prompt: int) -> None:
         self.tokenizer, self.stop, self.prompt = tokenizer, stop, prompt
         self.tail = 2 * len(stop.encode()) + 2  # tokens that must hold a stop text just completed
+        self.lengths: dict[int, int] = {}
+        """New tokens of each sequence that has stopped; what follows is padding."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         new = input_ids[:, max(self.prompt, input_ids.shape[1] - self.tail) :]
         done = [self.stop in text for text in self.tokenizer.batch_decode(new)]
+        for row in (row for row, stopped in enumerate(done) if stopped):
+            self.lengths.setdefault(row, input_ids.shape[1] - self.prompt)
         return torch.tensor(done, device=input_ids.device)
 
 
@@ -116,8 +120,10 @@ def generate(
             seeds = range(decoding.seed, decoding.seed + len(prompts))
         noise = _SampleBySeed(decoding.temperature, seeds)
         options["logits_processor"] = LogitsProcessorList([noise])
+    stopped: dict[int, int] = {}
     if decoding.stop is not None:
-        options["stopping_criteria"] = [_StopAt(tokenizer, decoding.stop, length)]
+        criterion = _StopAt(tokenizer, decoding.stop, length)
+        options["stopping_criteria"], stopped = [criterion], criterion.lengths
     if decoding.prefill_chunk is not None:
         options["prefill_chunk_size"] = decoding.prefill_chunk
     if cache is not None:
@@ -137,7 +143,10 @@ def generate(
     return Generated(
         texts=texts,
         prompt_tokens=mask.sum(-1).tolist(),
-        new_tokens=_lengths(new, _end_ids(model)),
+        new_tokens=[
+            min(ended, stopped.get(row, ended))
+            for row, ended in enumerate(_lengths(new, _end_ids(model)))
+        ],
         seconds=seconds,
         cache_bytes=full if cache is None else sum(cache.memory().values()),
         full_bytes=full,

@@ -23,6 +23,7 @@ from pipeline.engine import FullCache
 from pipeline.features import PackedKernel, PlainKernel, pack
 from pipeline.kernels import get_kernel
 from pipeline.models import model_shape
+from pipeline.ops import decode_cpu
 from pipeline.policies import Policy
 from pipeline.timing import interleaved
 
@@ -311,8 +312,9 @@ def bounded_attention(
 
 
 def feature_maps(name: str, model: PreTrainedModel, kernels: Kernels, batch: int) -> Operator:
-    """phi of every query and psi of every key of a step, all layers."""
+    """phi of every query and psi of every key of a step, all layers, by what a step runs."""
     q, k, _ = random_token(model, batch)
+    rows = torch.cat([q, k], 1)[:, :, 0].transpose(0, 1).contiguous()
 
     def run() -> None:
         for kernel in kernels:
@@ -320,6 +322,8 @@ def feature_maps(name: str, model: PreTrainedModel, kernels: Kernels, batch: int
                 from pipeline.ops.gpu import maps
 
                 maps.features(kernel, q, k)
+            elif isinstance(kernel, PackedKernel):
+                decode_cpu.features(kernel, rows)
             else:
                 kernel.phi(q), kernel.psi(k)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 LEVEL = 0.95
+QUANTILES = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,40 @@ def estimate(
         draws: from :func:`resamples`.
     """
     value = float(statistic(*columns))
-    drawn = statistic(*(column[draws] for column in columns))
-    if np.isnan(drawn).all():  # a ratio that is undefined whatever documents are drawn
-        return Estimate(value, float("nan"), float("nan"), len(columns[0]))
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(statistic(*(column[draws] for column in columns)), QUANTILES)
     return Estimate(value, float(low), float(high), len(columns[0]))
+
+
+def estimate_share(
+    statistic: Callable[..., np.ndarray],
+    method: np.ndarray,
+    baseline: np.ndarray,
+    full: np.ndarray,
+    *others: np.ndarray,
+    draws: np.ndarray,
+) -> Estimate:
+    """Recovered gap, (baseline - method) / (baseline - full) of a statistic of each.
+
+    0 is the baseline, 1 the full cache. Undefined (nan) where the documents do not tell on which
+    side of the full cache the baseline is: there is no loss to recover a share of.
+
+    Args:
+        statistic: of a column and ``others`` (:func:`perplexity` and its units, or a mean).
+        method, baseline, full: per-document numbers (n,).
+        draws: from :func:`resamples`.
+    """
+
+    def ways(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        own, base, reference = (statistic(column, *columns[3:]) for column in columns[:3])
+        return base - own, base - reference
+
+    columns = (method, baseline, full, *others)
+    (part, way), (parts, all_ways) = ways(*columns), ways(*(column[draws] for column in columns))
+    if np.mean(np.sign(all_ways) * np.sign(way) <= 0) > (1 - LEVEL) / 2:
+        return Estimate(float("nan"), float("nan"), float("nan"), len(method))
+    shares = parts / np.where(all_ways == 0, np.nan, all_ways)
+    low, high = np.nanquantile(shares, QUANTILES)
+    return Estimate(float(part / way), float(low), float(high), len(method))
 
 
 def perplexity(nll: np.ndarray, units: np.ndarray) -> np.ndarray:
@@ -52,22 +82,9 @@ def perplexity(nll: np.ndarray, units: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(nll.sum(-1) / units.sum(-1)))
 
 
-def recovered_gap(
-    nll: np.ndarray, baseline: np.ndarray, full: np.ndarray, units: np.ndarray
-) -> np.ndarray:
-    """(baseline - method) / (baseline - full) in perplexity: 0 the baseline, 1 the full cache."""
-    return _share(*(perplexity(column, units) for column in (nll, baseline, full)))
-
-
-def recovered_mean(scores: np.ndarray, baseline: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """(baseline - method) / (baseline - full) in mean scores, along the last axis."""
-    return _share(scores.mean(-1), baseline.mean(-1), full.mean(-1))
-
-
-def _share(value: np.ndarray, baseline: np.ndarray, full: np.ndarray) -> np.ndarray:
-    """How far ``value`` is on the way from ``baseline`` to ``full``; nan where there is none."""
-    way = np.asarray(baseline - full)
-    return np.asarray((baseline - value) / np.where(way == 0, np.nan, way))
+def mean(scores: np.ndarray) -> np.ndarray:
+    """Mean over documents, along the last axis."""
+    return np.asarray(scores.mean(-1))
 
 
 def mean_difference(a: np.ndarray, b: np.ndarray, units: np.ndarray) -> np.ndarray:

@@ -233,7 +233,8 @@ class Fault:
     @classmethod
     def of(cls, curve: Sequence[Epoch], sparse: float) -> Fault | None:
         """The fault of a loss curve, if it has one; ``sparse`` is the sparse policy's loss."""
-        beaten = any(epoch.validation_loss < sparse for epoch in curve)
+        # Epoch 0 is no training: its scalars are nearly 0, and so is what it can be better by.
+        beaten = any(epoch.validation_loss < sparse for epoch in curve[1:])
         last = curve[-1]
         if not math.isfinite(sparse):
             return cls("has features that are no finite half-precision numbers", True)
@@ -275,7 +276,11 @@ def _resume(
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"now.{name}"])
             optimizer.state[parameter] = {
-                key: tensors[f"adam.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
+                "step": tensors[f"adam.step.{name}"],  # the optimizer counts on the host
+                **{
+                    key: tensors[f"adam.{key}.{name}"].to(parameter.device)
+                    for key in ("exp_avg", "exp_avg_sq")
+                },
             }
-    best = {name: tensors[f"best.{name}"] for name in parameters}
+    best = {name: tensors[f"best.{name}"].to(at.device) for name, at in parameters.items()}
     return [Epoch(**line) for line in header["curve"]], best

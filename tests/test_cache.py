@@ -254,6 +254,14 @@ def test_key_features_are_computed_once():
     assert read == {"prompt": 12 - 4, "decode": 30 - 12}
 
 
+def test_features_alone_are_those_of_a_step():
+    case = Case(get_policy("h2o", 4), 3, 2, 2, 1, 16, 0, torch.float32, "cached", 1.0, 0)
+    kernel, (q, k, _) = pack(strong_kernel(case)), case.qkv
+    rows = torch.cat([q, k], 1)[:, :, 0].transpose(0, 1).contiguous()
+    found = decode_cpu.features(kernel, rows).transpose(0, 1)
+    torch.testing.assert_close(found, torch.cat([kernel.phi(q), kernel.psi(k)], 1)[:, :, 0])
+
+
 def test_stored_halves_are_widened_exactly():
     @numba.njit
     def widen(x, out):

@@ -1,10 +1,15 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import randn
+from transformers import LlamaConfig
 
 from pipeline.checkpoint import Heads, join_kernels, load_kernels, save_kernels
 from pipeline.errors import DataError
 from pipeline.kernels import get_kernel
+from pipeline.methods import METHODS
+from pipeline.steps.evaluate import variants
 from pipeline.tensors import load_tensors, save_tensors
 
 HEADS = Heads(4, 2, 8)
@@ -38,6 +43,23 @@ def test_kernels_come_back_in_order_and_in_evaluation_mode(tmp_path):
         assert torch.equal(loaded.psi(k), expected.psi(k))
     assert len(load_kernels(path)) == 3
     assert load_kernels(path, compute_dtype=torch.bfloat16)[0].compute_dtype == torch.bfloat16
+
+
+def test_what_a_cell_compares_is_where_the_model_is(tmp_path):
+    """On a GPU; a model that only says where it is stands in for one."""
+    path = write(tmp_path / "k.safetensors", [0, 1, 2])
+    config = LlamaConfig(
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, hidden_size=32
+    )
+    model = SimpleNamespace(config=config, dtype=torch.bfloat16, device=torch.device("meta"))
+    args = SimpleNamespace(
+        methods=list(METHODS), budget=8, kernel_size=4, seed=0, kernels=[(0.05, path)]
+    )
+    found = {method: kernels for method, _, _, kernels in variants(args, model)}
+    assert found.keys() == METHODS.keys()
+    for kernel in [*found["less"], *found["performer"]]:
+        assert {x.device.type for x in kernel.state_dict().values()} == {"meta"}
+    assert all(kernel.compute_dtype == torch.bfloat16 for kernel in found["less"])
 
 
 def test_parts_join_into_what_one_job_writes(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import packages
+from pipeline import data, packages
 from pipeline.data import (
     Document,
     load_documents,
@@ -120,6 +120,12 @@ def test_local_lines(tmp_path):
     assert load_documents(spec, downloads=tmp_path, data_dir=tmp_path) == [Document("7", "one")]
     pair = spec | {"document_field": "body", "summary_field": "body"}
     assert load_pairs(pair, downloads=tmp_path, data_dir=tmp_path) == [("7", "one", "one")]
+
+
+def test_every_row_has_a_name_of_its_own():
+    """Measurements are paired by name: two rows of one would be counted as others."""
+    rows = [{"id": "a"}, {"id": None}, {"id": "a"}, {}, {"id": 0}, {"id": "a"}]
+    assert data._ids(rows) == ["a", "1", "a (row 2)", "3", "0", "a (row 5)"]
 
 
 def test_a_local_copy_serves_instead_of_the_hub(tmp_path, offline):

@@ -99,9 +99,11 @@ def test_attention_on_what_is_gone(gap):
     assert found == pytest.approx(dense(q, k, times)[0, 0, 1].item(), abs=1e-4)
 
 
-def test_logits_do_not_overflow():
+@pytest.mark.parametrize("shift", [0.0, -9.0, 9.0])
+def test_logits_do_not_overflow(shift):
+    """All far above 0, all far below, or both."""
     q = torch.full((1, 1, 3, 1), 100.0)
-    k = torch.tensor([9.0, 8.0, -9.0]).view(1, 1, 3, 1)
+    k = torch.tensor([9.0, 8.0, -9.0]).view(1, 1, 3, 1) + 2 * shift
     times = torch.tensor([[[1, NEVER, NEVER]]])
     kernel = get_kernel("less", num_heads=1, num_kv_heads=1, head_dim=1, kernel_size=2,
                         hidden_size=4).eval()  # fmt: skip

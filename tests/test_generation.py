@@ -62,6 +62,9 @@ def test_stop_text_ends_and_is_cut_off(model):
     stopped = run(model, prompts=PROMPTS[:1], max_new_tokens=30, stop=stop)
     assert stopped.texts == [whole.texts[0].partition(stop)[0]]
     assert stopped.new_tokens[0] < whole.new_tokens[0]
+    # In a batch what follows a stop is padding, and not counted.
+    together = run(model, prompts=PROMPTS, max_new_tokens=30, stop=stop)
+    assert together.new_tokens[0] == stopped.new_tokens[0]
     # Not to be found: the text stays whole.
     assert run(model, prompts=PROMPTS[:1], max_new_tokens=30, stop="#!#").texts == whole.texts
 

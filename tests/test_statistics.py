@@ -8,10 +8,10 @@ import pytest
 from pipeline.errors import DataError
 from pipeline.statistics import (
     estimate,
+    estimate_share,
+    mean,
     mean_difference,
     perplexity,
-    recovered_gap,
-    recovered_mean,
     resamples,
 )
 from pipeline.steps import tabulate
@@ -34,16 +34,20 @@ def test_perplexity():
 )
 def test_recovered_gap(method, gap):
     """Baseline 4, full cache 2: linear in perplexity, not in its logarithm."""
-    one = np.array([1])
-    found = recovered_gap(np.log([method]), np.log([4.0]), np.log([2.0]), one)
-    assert found == pytest.approx(gap, abs=1e-12)
+    one, draws = np.array([1]), resamples(1, 10, 0)
+    found = estimate_share(
+        perplexity, np.log([method]), np.log([4.0]), np.log([2.0]), one, draws=draws
+    )
+    assert found.value == pytest.approx(gap, abs=1e-12)
 
 
-def test_recovered_mean():
-    rows = np.array([[0.5, 0.7], [0.2, 0.4], [0.6, 0.6]])
+@pytest.mark.parametrize(
+    ("method", "gap"), [([0.5, 0.7], 0.75), ([0.2, 0.4], 0), ([0.6, 0.6], 0.75)]
+)
+def test_recovered_share_of_a_mean(method, gap):
     base, full = np.array([0.2, 0.4]), np.array([0.8, 0.6])
-    assert recovered_mean(rows, base, full) == pytest.approx([0.75, 0, 0.75])
-    assert np.isnan(recovered_mean(rows, base, base)).all(), "not infinite"
+    found = estimate_share(mean, np.array(method), base, full, draws=resamples(2, 50, 0))
+    assert found.value == pytest.approx(gap)
 
 
 def test_mean_difference():
@@ -84,9 +88,10 @@ def test_gap_is_paired():
     rng = np.random.default_rng(1)
     one = np.ones(25)
     full, base = rng.uniform(1, 2, 25), rng.uniform(3, 5, 25)
-    found = estimate(recovered_gap, base, base, full, one, draws=resamples(25, 300, 0))
+    draws = resamples(25, 300, 0)
+    found = estimate_share(perplexity, base, base, full, one, draws=draws)
     assert (found.value, found.low, found.high) == (0, 0, 0)
-    found = estimate(recovered_gap, full, base, full, one, draws=resamples(25, 300, 0))
+    found = estimate_share(perplexity, full, base, full, one, draws=draws)
     assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
 
 
@@ -107,8 +112,19 @@ def test_a_gap_that_does_not_exist_is_nan():
     one, same = np.ones(5), np.arange(1.0, 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = estimate(recovered_gap, same, same, same, one, draws=resamples(5, 100, 0))
+        found = estimate_share(perplexity, same, same, same, one, draws=resamples(5, 100, 0))
     assert np.isnan([found.value, found.low, found.high]).all()
+
+
+@pytest.mark.parametrize(("lost", "defined"), [(0.1, False), (1.0, True)])
+def test_a_gap_of_a_loss_that_may_be_none_is_nan(lost, defined):
+    """The baseline is worse on average, but by less than documents differ: a share of what?"""
+    noise = np.random.default_rng(0).normal(0, 1, 40)
+    full = np.zeros(40)
+    found = estimate_share(
+        mean, (full - noise - lost) / 2, full - noise - lost, full, draws=resamples(40, 500, 0)
+    )
+    assert np.isfinite([found.value, found.low, found.high]).all() == defined
 
 
 # --- the tidy table --------------------------------------------------------------------------
@@ -163,7 +179,7 @@ def test_rows_of_a_cell():
 
 
 def test_documents_are_matched_by_name_not_by_order():
-    losses = [2 * log(2), 2 * log(8)]
+    losses = [2 * log(4), 2 * log(8)]
     straight = values(cell([("baseline", None, losses), ("less", 0.1, losses)]))
     table = cell([("baseline", None, losses)])
     turned = cell([("less", 0.1, losses[::-1])], documents=("b", "a"))
@@ -173,6 +189,12 @@ def test_documents_are_matched_by_name_not_by_order():
 def test_other_documents_cannot_be_paired():
     with pytest.raises(DataError, match="measured on other documents than the full cache; rerun"):
         values(cell([("baseline", None, [1.0, 1.0])], documents=("a", "c")))
+
+
+def test_a_document_measured_twice_cannot_be_paired():
+    twice = cell([("baseline", None, [1.0, 1.0])], documents=("a", "a"))
+    with pytest.raises(DataError, match="rerun"):
+        values(twice.assign(document="a"))
 
 
 def test_what_is_not_measured_gives_no_rows():

@@ -217,6 +217,20 @@ def test_interrupted_and_resumed_equals_undisturbed(prepared, tmp_path, last):
     assert not resumed.training
 
 
+def test_resumed_state_is_where_the_parameters_are(prepared, tmp_path):
+    """On a device: everything but the optimizer's counter, which it keeps on the host."""
+    state = tmp_path / "layer.safetensors"
+    with pytest.raises(StopError):
+        train_layer(prepared, fresh(), RECIPE, state, interrupt_after(1))
+    parameters = dict(fresh().to("meta").named_parameters())
+    optimizer = torch.optim.Adam(parameters.values())
+    _, best = training._resume(state, RECIPE, parameters, optimizer)
+    assert {tensor.device.type for tensor in best.values()} == {"meta"}
+    for parameter in parameters.values():
+        places = {key: value.device.type for key, value in optimizer.state[parameter].items()}
+        assert places == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
+
+
 def test_resuming_twice_keeps_the_best_epoch(prepared, tmp_path, monkeypatch):
     """The best of 5, 1, 4, 3 comes before both interruptions."""
     recipe, state = replace(RECIPE, epochs=3), tmp_path / "layer.safetensors"

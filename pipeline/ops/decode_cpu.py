@@ -265,6 +265,17 @@ def decode(
     return Decoded(out.view(q.shape), lse.view(q.shape[:-1]), keys, values, gone, rows)
 
 
+def features(kernel: PackedKernel, rows: torch.Tensor) -> torch.Tensor:
+    """Features (A, B, R), float32, of one row (A, B, D) a map and sequence, as a step makes them."""
+    maps, batch, _ = rows.shape
+    out = torch.empty(maps, batch, kernel.w2.shape[-1])
+    _features(
+        _array(rows), _array(kernel.w1), kernel.w2.numpy(), kernel.last.numpy(),
+        np.ones(maps, np.bool_), out.numpy(),
+    )  # fmt: skip
+    return out
+
+
 def correct(
     decoded: Decoded, q: torch.Tensor, kernel: PackedKernel | PlainKernel, state: LowRankState,
     position: torch.Tensor, budget: int,

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pipeline.attention import attach
-from pipeline.checkpoint import Heads, load_kernels
+from pipeline.checkpoint import Heads, kernels_for
 from pipeline.errors import ConfigError
 from pipeline.files import save_table
 from pipeline.kernels import Kernel, get_kernel
 from pipeline.methods import FULL, METHODS
-from pipeline.models import Shape, load_model, model_shape
+from pipeline.models import load_model, model_shape
 from pipeline.policies import get_policy
 from pipeline.progress import Progress
 from pipeline.tensors import load_tensors
@@ -61,8 +61,9 @@ Variant = tuple[str, float | None, int, list[Kernel] | None]
 """A method with its train sparsity (if trained), budget in tokens, and kernels (if any)."""
 
 
-def variants(args: argparse.Namespace, shape: Shape, dtype: torch.dtype) -> list[Variant]:
-    """Everything a cell compares."""
+def variants(args: argparse.Namespace, model: PreTrainedModel) -> list[Variant]:
+    """Everything a cell compares; kernels are where the model is."""
+    shape = model_shape(model.config)
     heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
     found: list[Variant] = []
     for name in args.methods:
@@ -70,14 +71,14 @@ def variants(args: argparse.Namespace, shape: Shape, dtype: torch.dtype) -> list
         budget = args.budget + (args.kernel_size // 2 if method.extra_tokens else 0)
         if method.trained:
             for sparsity, path in args.kernels:
-                trained: list[Kernel] = list(load_kernels(path, heads, shape.num_layers, dtype))
+                trained: list[Kernel] = list(kernels_for(model, path))
                 found.append((name, sparsity, budget, trained))
         elif method.kernel is not None:
             untrained: list[Kernel] = [
                 get_kernel(
                     method.kernel, **vars(heads), kernel_size=args.kernel_size,
                     seed=args.seed * 1009 + layer,
-                )
+                ).to(model.device)
                 for layer in range(shape.num_layers)
             ]  # fmt: skip
             found.append((name, None, budget, untrained))
@@ -96,7 +97,7 @@ def compared(args: argparse.Namespace, model: PreTrainedModel) -> list[Variant]:
         return [(FULL, None, 0, None)]
     if args.budget is None or not args.methods:
         raise ConfigError("a policy needs --budget and --methods.")
-    return variants(args, model_shape(model.config), model.dtype)
+    return variants(args, model)
 
 
 def attached(
@@ -105,8 +106,6 @@ def attached(
     """The model as a variant of the cell has it, within a ``with``."""
     if args.policy is None:
         return nullcontext()
-    for kernel in kernels or ():
-        kernel.to(model.device)  # type: ignore[attr-defined]
     return attach(model, get_policy(args.policy, budget), kernels, args.scores)
 
 

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.eviction import evicted_at, evictions_seen
 from pipeline.fidelity import hellinger
 from pipeline.files import save_table
-from pipeline.models import load_model, model_shape
+from pipeline.models import load_model
 from pipeline.policies import get_policy
 from pipeline.progress import Progress
 from pipeline.steps.evaluate import add_cell_arguments, variants
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     """Write one row a method, train sparsity, layer and window: the mean over heads and rows."""
     samples, header = load_tensors(args.samples, "samples")
     model = load_model(args.model, args.dtype, args.device)
-    cells = variants(args, model_shape(model.config), model.dtype)
+    cells = variants(args, model)
     if not cells:
         raise ConfigError("give --policy, --budget and --methods.")
     rows: list[dict[str, Any]] = []

@@ -29,10 +29,10 @@ def run(args: argparse.Namespace) -> None:
     """Print the text, then the bytes of this cache and of the full one."""
     from pipeline.attention import enable  # slow to import, and `less --help` need not wait
     from pipeline.cache import LessCache
-    from pipeline.checkpoint import Heads, load_kernels
+    from pipeline.checkpoint import kernels_for
     from pipeline.errors import ConfigError
     from pipeline.generation import Decoding, generate
-    from pipeline.models import load_model, load_tokenizer, model_shape
+    from pipeline.models import load_model, load_tokenizer
     from pipeline.policies import get_policy
 
     if args.policy is None and (args.kernels or args.prefill_chunk):
@@ -40,14 +40,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args.model, args.dtype, args.device)
     cache = None
     if args.policy is not None:
-        kernels = None
-        if args.kernels is not None:
-            shape = model_shape(model.config)
-            heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
-            kernels = [
-                kernel.to(args.device)
-                for kernel in load_kernels(args.kernels, heads, shape.num_layers, model.dtype)
-            ]
+        kernels = None if args.kernels is None else kernels_for(model, args.kernels)
         policy = get_policy(args.policy, args.budget)
         prefill = "policy" if args.prefill_chunk else "full"
         cache = LessCache(enable(model).config, policy, kernels, prefill)  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ class Bench:
     model: PreTrainedModel
     setting: Setting
     prompt: torch.Tensor
-    kernels: dict[str, Kernels]
+    kernels: dict[str, Callable[[], Kernels]]
 
     @property
     def device(self) -> torch.device:
@@ -94,8 +94,9 @@ class Bench:
         return get_policy(contender.policy, contender.budget)
 
     def kernels_of(self, contender: Contender) -> Kernels | None:
-        """Kernels of all layers, or None."""
-        return self.kernels.get(contender.method)
+        """Kernels of all layers, or None; made anew, so that no one else's memory holds them."""
+        make = self.kernels.get(contender.method)
+        return None if make is None else make()
 
     def cache(self, contender: Contender) -> FullCache | LessCache:
         """A fresh cache."""
@@ -214,9 +215,9 @@ def parts_of(bench: Bench, contender: Contender) -> dict[str, float]:
     if contender.method == FULL:
         return {}
     context = bench.setting.prompt + bench.setting.new_tokens
-    policy, kernels = bench.policy(contender), bench.kernels_of(contender)
+    model, batch, policy = bench.model, bench.setting.batch, bench.policy(contender)
     found = within_memory(
-        lambda: step_parts(bench.model, policy, kernels, bench.setting.batch, context),
+        lambda: step_parts(model, policy, bench.kernels_of(contender), batch, context),
         bench.device,
     )
     return {f"part.{part}": seconds for part, seconds in (found or {}).items()}
@@ -237,10 +238,12 @@ def operator_rows(
 
     makers: dict[Any, Callable[[], Operator]] = {"products": partial(products, model, batch)}
     makers |= {contender: partial(attention, contender) for contender in contenders}
-    makers |= {
-        method: partial(feature_maps, f"feature maps, {METHODS[method].title}", model, own, batch)
-        for method, own in bench.kernels.items()
-    }
+
+    def maps(method: str) -> Operator:
+        own = bench.kernels[method]()
+        return feature_maps(f"feature maps, {METHODS[method].title}", model, own, batch)
+
+    makers |= {method: partial(maps, method) for method in bench.kernels}
     moved, operations = {}, {}
     for key, make in makers.items():
 
@@ -310,7 +313,7 @@ def run(args: argparse.Namespace) -> None:
     prompt = torch.randint(0, model.config.vocab_size, size, generator=generator)
     named = {c.method: METHODS[c.method].kernel for c in contenders if c.method != FULL}
     kernels = {
-        method: untrained_kernels(name, model, **args.kernel)
+        method: partial(untrained_kernels, name, model, **args.kernel)
         for method, name in named.items()
         if name is not None
     }

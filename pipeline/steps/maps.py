@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.attention import record
-from pipeline.checkpoint import Heads, load_kernels
+from pipeline.checkpoint import kernels_for
 from pipeline.errors import ConfigError
 from pipeline.eviction import evicted_at
 from pipeline.fidelity import attention_rows, residual_spectrum
@@ -104,12 +104,8 @@ def run(args: argparse.Namespace) -> None:
                 f"there is no head {head} in layer {layer}: the model has {shape.num_layers} "
                 f"layers of {shape.num_heads} heads."
             )
-    heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
     shown = [
-        Shown(
-            policy,
-            None if path is None else load_kernels(path, heads, shape.num_layers, model.dtype),
-        )
+        Shown(policy, None if path is None else kernels_for(model, path))
         for policy, path in args.policies
     ]
     maps: dict[str, torch.Tensor] = {}

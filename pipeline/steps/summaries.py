@@ -65,9 +65,7 @@ def batches(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
 
 
 def bounded_cache(model: Any, policy: str, budget: int, kernels: list[Kernel] | None) -> LessCache:
-    """The cache of a method, on the model's device."""
-    for kernel in kernels or ():
-        kernel.to(model.device)  # type: ignore[attr-defined]
+    """The cache of a method."""
     return LessCache(model.config, get_policy(policy, budget), kernels)
 
 

@@ -30,10 +30,10 @@ from pipeline.revision import short_commit
 from pipeline.statistics import (
     Estimate,
     estimate,
+    estimate_share,
+    mean,
     mean_difference,
     perplexity,
-    recovered_gap,
-    recovered_mean,
     resamples,
 )
 from pipeline.summaries import ROUGE
@@ -68,18 +68,13 @@ def row(key: Key, metric: str, found: Estimate) -> Key:
     return key | {"metric": metric} | vars(found)
 
 
-def mean(scores: np.ndarray) -> np.ndarray:
-    """Mean over documents."""
-    return np.asarray(scores.mean(-1))
-
-
 def aligned(table: pd.DataFrame, documents: list[str], where: str) -> pd.DataFrame:
     """Rows in the order of ``documents``.
 
     Raises:
-        DataError: another set of documents was measured, so nothing could be paired.
+        DataError: another set of documents was measured, or one twice, so nothing could be paired.
     """
-    if sorted(table["document"]) != sorted(documents):
+    if sorted(table["document"]) != sorted(set(documents)):
         raise DataError(f"{where} was measured on other documents than the full cache; rerun it.")
     return table.set_index("document").loc[documents]
 
@@ -115,7 +110,7 @@ def perplexity_rows(table: pd.DataFrame, full: pd.DataFrame, draws: np.ndarray) 
         base, plus = untrained.get("baseline"), untrained.get("baseline_plus")
         if base is not None and key["method"] != "baseline":
             reference = full["nll"].to_numpy()
-            gap = estimate(recovered_gap, nll, base, reference, words, draws=draws)
+            gap = estimate_share(perplexity, nll, base, reference, words, draws=draws)
             yield row(key, "recovered_gap", gap)
         if plus is not None and key["method"] != "baseline_plus":
             difference = estimate(mean_difference, nll, plus, tokens, draws=draws)
@@ -149,7 +144,7 @@ def mean_rows(
             continue
         if base is not None and key["method"] != "baseline":
             three = (part[metrics[compared[0]]].to_numpy() for part in (found, base, full))
-            yield row(key, "recovered_gap", estimate(recovered_mean, *three, draws=draws))
+            yield row(key, "recovered_gap", estimate_share(mean, *three, draws=draws))
         if plus is not None and key["method"] != "baseline_plus":
             for metric in compared:
                 difference = (found[metrics[metric]] - plus[metrics[metric]]).to_numpy()
