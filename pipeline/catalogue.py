@@ -80,6 +80,9 @@ TABLES: dict[str, Shown] = {
         f"{WORDS}, and `baseline_plus` in `grid.methods`",
     ),
     "scores": Shown("Scores of lm-evaluation-harness tasks", LANGUAGE, "tasks of kind `harness`"),
+    "policy_scores": Shown(
+        "Scores that count cached tokens, or all", ANALYSIS, "`ablations.scores`"
+    ),
     "hellinger": Shown("Hellinger distance to true attention", ANALYSIS, "`fidelity`"),
     "training": Shown("Training losses", TRAINING, "`less` in `grid.methods`"),
 }

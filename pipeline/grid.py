@@ -6,15 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.methods import GRID, METHODS
+from pipeline.methods import GRID, METHODS, SCORES
 from pipeline.policies import budget_tokens
 
 Config = Mapping[str, Any]
 
 STUDIES = {"R": "kernel_size", "P": "prompt_length", "S": "scores"}
 """Studies beside the grid, by the letter that marks their files (`h2o-0.05-R16`)."""
-SCORES = ("cached", "full")
-"""What the settings of the study of scores mean."""
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ def get_kernel(
 
     Args:
         num_heads, num_kv_heads, head_dim: H, G and D of the layer.
-        kernel_size: R, features a token; the state costs R/2 tokens of cache.
+        kernel_size: R, features a token; the state has as many numbers as R/2 tokens.
         hidden_size: R', the MLP's width (``less``).
         seed: initial weights are a function of it alone.
         compute_dtype: of the matrix products; parameters and features stay float32.

@@ -9,6 +9,9 @@ FULL = "full"
 GRID = "grid"
 """The study of what the grid itself measures, beside which the ablations stand."""
 
+SCORES = ("cached", "full")
+"""Which tokens' attention a policy's scores count; of the study of scores, by its setting."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -16,7 +19,7 @@ class Method:
 
     Attributes:
         title: for tables and figures.
-        extra_tokens: whether the budget grows by the R/2 tokens that the low-rank state would take.
+        extra_tokens: whether the budget grows by R/2 tokens, as many numbers as the low-rank state.
         kernel: name of the kernel in :data:`pipeline.kernels.KERNELS`, or None.
         trained: whether the kernel comes from a checkpoint (one for every train sparsity).
     """

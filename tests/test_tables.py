@@ -152,6 +152,24 @@ def test_scores_in_percent_with_the_measured_gap_of_the_first():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("setting", [0, 1])
+def test_scores_of_the_study_stand_beside_the_grids(setting):
+    """The grid's own are of the other kind, and only of the cells that the study measured."""
+    tidy = tidy_frame()
+    chosen = tidy["method"].isin(["baseline", "less"]) & (tidy["metric"] == "word_perplexity")
+    chosen &= (tidy["policy"] == "h2o") & (tidy["sparsity"] == SPARSITIES[0])
+    study = tidy[chosen].assign(study="scores", setting=float(setting), value=1.0)
+    table = view("policy_scores", pd.concat([tidy, study], ignore_index=True))
+    table = table[table["metric"] == "word perplexity"].set_index("method")
+    kinds = ["cached scores", "full scores"]
+    studied, own = kinds[setting], kinds[1 - setting]
+    assert list(table.columns[table.columns.isin(kinds)]) == kinds
+    assert set(table["policy"]) == {"H2O"}
+    assert table.loc["Baseline", studied].startswith("1.00")
+    assert table.loc["Baseline", own].startswith(f"{20 + 100 * SPARSITIES[0]:.2f}")
+    assert table.loc["Baseline+", studied] == ""
+
+
 def test_hellinger_table_is_over_layers():
     table = view("hellinger")
     assert len(table) == 2 * len(SPARSITIES) * len(METHODS)
@@ -341,7 +359,8 @@ def test_what_was_not_measured_says_so_in_one_line(tmp_path, methods, fidelity, 
     tidy = tidy[~tidy["metric"].isin(METRICS[2:])]
     out = run_step(tables, tmp_path, tidy, curves_frame() if trained else None)
     expected = {f"table{number}" for number in (4, 5, 6, 8)}
-    expected |= {"recovered_gap", "paired_difference", "scores", "operators", "conditions"}
+    expected |= {"recovered_gap", "paired_difference", "scores", "policy_scores"}
+    expected |= {"operators", "conditions"}
     expected |= set() if fidelity else {"hellinger"}
     expected |= set() if trained else {"training"}
     found = {

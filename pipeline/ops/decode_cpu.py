@@ -266,7 +266,7 @@ def decode(
 
 
 def features(kernel: PackedKernel, rows: torch.Tensor) -> torch.Tensor:
-    """Features (A, B, R), float32, of one row (A, B, D) a map and sequence, as a step makes them."""
+    """Float32 features (A, B, R) of rows (A, B, D), one a map and sequence, as a step has them."""
     maps, batch, _ = rows.shape
     out = torch.empty(maps, batch, kernel.w2.shape[-1])
     _features(

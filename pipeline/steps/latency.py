@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -80,7 +80,7 @@ class Bench:
     model: PreTrainedModel
     setting: Setting
     prompt: torch.Tensor
-    kernels: dict[str, Callable[[], Kernels]]
+    kernels: Mapping[str, Callable[[], Kernels]]
 
     @property
     def device(self) -> torch.device:

@@ -130,7 +130,7 @@ def hellinger(measured: Measured) -> Any:
 
 
 def kernel_size(measured: Measured) -> Any:
-    """Score against kernel size R at equal memory, and Baseline+, whose memory is the same.
+    """Score against kernel size R at equal numbers held, and Baseline+, which holds as many.
 
     The grid's own R is the grid's cell: Baseline+ has R/2 tokens more. Without intervals, as for
     perplexity: documents differ far more than sizes do.

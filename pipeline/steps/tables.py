@@ -13,10 +13,12 @@ import pandas as pd
 from pipeline.catalogue import TABLES as CATALOGUE
 from pipeline.curves import load_curves
 from pipeline.files import load_table, save_table, whole
-from pipeline.labels import METRICS, SCORES, SPEED, STEP_PARTS, label_of, policy_title
+from pipeline.labels import METRICS, PRIMARY, SCORES, SPEED, STEP_PARTS, label_of, policy_title
+from pipeline.methods import SCORES as POLICY_SCORES
 from pipeline.page import Section, as_html, as_markdown
 from pipeline.summaries import ROUGE
 from pipeline.views import (
+    BLOCK,
     Models,
     budgets,
     load_tidy,
@@ -177,6 +179,20 @@ def scores(measured: Measured) -> pd.DataFrame:
     return wide(rows, ["model", "task", "metric", "policy", "method"], "sparsity")
 
 
+def policy_scores(measured: Measured) -> pd.DataFrame:
+    """The study of scores beside the grid's own cells, whose scores are the other kind."""
+    tidy, shown = measured.tidy, [*PRIMARY, "recovered_gap"]
+    rows = tidy[(tidy["study"] == "scores") & tidy["metric"].isin(shown)]
+    own = of_grid(tidy, *shown).merge(rows[[*BLOCK, "setting"]].drop_duplicates(), on=BLOCK)
+    if rows.empty:
+        return rows
+    own["setting"] = 1 - own["setting_y"]
+    rows = pd.concat([own, rows], ignore_index=True)
+    rows["scores"] = [f"{POLICY_SCORES[int(setting)]} scores" for setting in rows["setting"]]
+    index = ["model", "task", "policy", "sparsity", "metric", "method"]
+    return wide(rows.sort_values("setting", kind="stable"), index, "scores")
+
+
 def hellinger(measured: Measured) -> pd.DataFrame:
     """Hellinger distance to the true attention rows, averaged over layers."""
     rows = of_grid(measured.tidy, "hellinger")
@@ -248,6 +264,7 @@ TABLES: dict[str, Callable[[Measured], pd.DataFrame]] = {
     "recovered_gap": of_all_cells("recovered_gap"),
     "paired_difference": of_all_cells("nats_over_baseline_plus"),
     "scores": scores,
+    "policy_scores": policy_scores,
     "hellinger": hellinger,
     "training": training,
 }
