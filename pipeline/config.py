@@ -375,8 +375,11 @@ def _ablation_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
             kind = "a task of summaries" if name == "prompt_lengths" else "a task without summaries"
             yield ConfigError(f"{place}.task: '{study['task']}' is not {kind}.")
         for policy in study.get("policies", [study.get("policy")]):
-            for sparsity in study.get("sparsities", [study.get("sparsity")]):
-                yield from _trained_checks(place, trained, policy, sparsity)
+            if policy not in config["grid"]["policies"]:
+                yield ConfigError(f"{place}: '{policy}' is none of grid.policies.")
+            elif name != "prompt_lengths":  # which has kernels of its own
+                for sparsity in study.get("sparsities", [study.get("sparsity")]):
+                    yield from _trained_checks(place, trained, policy, sparsity)
         for name_of_model, model in config["models"].items():
             longest = max(study.get("lengths", [0]))
             if longest + tasks[study["task"]].get("max_new_tokens", 0) > model["context"]:

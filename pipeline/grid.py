@@ -92,7 +92,10 @@ def trainings(config: Config) -> Iterator[Training]:
         for policy in config["grid"]["policies"]:
             for sparsity in train_sparsities(config, policy):
                 yield Training(model, policy, sparsity)
-    sizes = config["ablations"]["kernel_sizes"]
+    sizes, lengths = (config["ablations"][x] for x in ("kernel_sizes", "prompt_lengths"))
+    if lengths and lengths["sparsity"] not in train_sparsities(config, lengths["policy"]):
+        for model in config["models"]:
+            yield Training(model, lengths["policy"], lengths["sparsity"])
     for model in config["models"] if sizes else ():
         for size in sizes["sizes"]:
             if size != config["train"]["kernel"]["kernel_size"]:

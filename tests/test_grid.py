@@ -39,6 +39,14 @@ def test_studies_stand_beside_the_grid(tiny):
     assert len({(c.task, c.policy, c.suffix) for c in grid.task_cells(tiny)}) == 12
 
 
+def test_prompt_lengths_have_kernels_of_their_own_sparsity(tiny):
+    grids = [x for x in grid.trainings(tiny) if x.size is None]
+    tiny["ablations"]["prompt_lengths"]["sparsity"] = 0.25
+    (model,) = tiny["models"]
+    own = [x for x in grid.trainings(complete(tiny)) if x.size is None and x not in grids]
+    assert own == [grid.Training(model, "h2o", 0.25)]
+
+
 def test_cells_by_policy_are_all_cells_with_the_full_cache_in_each(tiny):
     parts = {p: list(grid.cells_of_policy(tiny, p)) for p in tiny["grid"]["policies"]}
     whole = list(grid.task_cells(tiny))
@@ -55,7 +63,9 @@ def test_cells_by_policy_are_all_cells_with_the_full_cache_in_each(tiny):
         ("kernel_sizes.task", "notes", "not a task without summaries"),
         ("prompt_lengths.task", "text", "not a task of summaries"),
         ("kernel_sizes.sparsity", 0.3, "no kernels are trained for h2o at 0.3"),
-        ("scores.policies", ["tova"], "no kernels are trained for tova"),
+        ("scores.sparsities", [0.3], "no kernels are trained for h2o at 0.3"),
+        ("scores.policies", ["tova"], "'tova' is none of grid.policies"),
+        ("prompt_lengths.sparsity", 1.5, "maximum of 1"),
         ("prompt_lengths.lengths", [120], "do not fit into the context of 128"),
         ("kernel_sizes.sizes", [32], "takes the whole budget"),
         ("kernel_sizes.sizes", [3], "multiple of 2"),
