@@ -359,10 +359,6 @@ def cell_trainings(wildcards):
     return [grid.Training(wildcards.model, wildcards.policy, x, size) for x in sparsities]
 
 
-# What each study compares, where that is not all methods of the grid.
-STUDY_METHODS = {"kernel_size": ["less"], "prompt_length": ["baseline_plus", "less"]}
-
-
 def trained_kernels(wildcards):
     """Kernels that a cell compares."""
     return [kernels_of(training) for training in cell_trainings(wildcards)]
@@ -380,7 +376,7 @@ def cell_arguments(wildcards):
     if study == "kernel_size":  # the budget pays for a larger state
         size, budget = setting, budget - (setting - size) // 2
     words = ["--policy", wildcards.policy, "--budget", budget, "--scores", scores]
-    words += ["--methods", *STUDY_METHODS.get(study, GRID["methods"]), "--seed", SEED]
+    words += ["--methods", *grid.methods_of(CONFIG, study), "--seed", SEED]
     words += ["--kernel-size", size]
     trained = cell_trainings(wildcards)
     words += ["--kernels", *(f"{t.sparsity}={kernels_of(t)}" for t in trained)] if trained else []
