@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from tabulate import tabulate
@@ -183,7 +184,8 @@ def steps(model: PreTrainedModel, setting: Setting, budget: int) -> str:
     """Whole decode steps by the engine, H2O: time, what it is to the others', peak memory."""
     size = (setting.batch, setting.prompt)
     prompt = torch.randint(0, model.config.vocab_size, size).to(model.device)
-    bench = Bench(model, setting, prompt, {"less": untrained_kernels("less", model)})
+    kernels = {"less": partial(untrained_kernels, "less", model)}
+    bench = Bench(model, setting, prompt, kernels)
     contenders = [
         Contender("full"), Contender("baseline_plus", "h2o", 0.05, budget + 4),
         Contender("less", "h2o", 0.05, budget),
