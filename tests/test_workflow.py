@@ -197,17 +197,53 @@ def test_completed_config_is_the_same_experiment(finished):
     assert planned(finished, "results/smoke/config.json") == {}
 
 
-# --- studies, maps and a bounded disk, on a model of Falcon's shape ----------------------------
+# --- studies, maps and a bounded disk, on a model of Falcon's shape; hostile strings -----------
+
+HOSTILE = "a b'c\"$(touch canary);touch canary;`touch canary` &é*[x]?"
+"""Folders, files and words that a shell would take for commands, and patterns for more."""
 
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
-    """A checkout in which `falcon_tiny` is finished; do not change it."""
-    folder = checkout(tmp_path_factory.mktemp("falcon") / "less")
-    done = run(folder, config="experiments/falcon_tiny.yaml")
+    """A checkout in which `falcon_tiny` is finished under hostile names; do not change it."""
+    folder = checkout(tmp_path_factory.mktemp("falcon") / HOSTILE)
+    config = yaml.safe_load((folder / "experiments" / "falcon_tiny.yaml").read_text())
+    data = folder / f"{HOSTILE}data"
+    data.mkdir()
+    for dataset in config["datasets"].values():
+        name = f"{Path(dataset['path']).stem}'$.jsonl"
+        shutil.copy(folder / dataset["path"], data / name)
+        dataset["path"] = f"../{data.name}/{name}"
+    config |= {"scratch": f"logs/../{HOSTILE}scratch", "data_dir": f"tests/../{data.name}"}
+    config["description"] = f"{HOSTILE} {{x}} {{model}}\n\n.. include:: /etc/passwd\n"
+    (folder / "hostile.yaml").write_text(yaml.safe_dump(config))
+    (folder / "before.json").write_text(json.dumps([path.name for path in folder.iterdir()]))
+    done = run(folder, config="hostile.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "GiB on disk at once" in done.stderr
     return folder
+
+
+def test_hostile_texts_run_as_what_they_are(studies):
+    """Nothing in them was run or read, and nothing lies outside the run's folders."""
+    assert not list(studies.parent.rglob("canary"))
+    assert [path.name for path in studies.parent.iterdir()] == [HOSTILE]
+    before = {*json.loads((studies / "before.json").read_text()), "before.json"}
+    made = {path.name for path in studies.iterdir()} - before
+    assert made == {f"{HOSTILE}scratch", "results", "logs", ".snakemake"}
+    for folder in (f"{HOSTILE}scratch", "results", "logs"):
+        assert [path.name for path in (studies / folder).iterdir()] == ["falcon_tiny"]
+    report = (studies / "results" / "falcon_tiny" / "report.html").read_text(encoding="utf-8")
+    assert "root:x:0" not in report
+    assert not planned(studies, "hostile.yaml")
+
+
+def test_every_rule_but_the_download_runs(studies):
+    texts = [path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")]
+    rules = re.findall(r"^(?:use rule \w+ as|rule) (\w+)", "".join(texts), re.MULTILINE)
+    events = (studies / "logs" / "falcon_tiny" / "run.jsonl").read_text().splitlines()
+    started = {json.loads(line).get("rule") for line in events if '"started"' in line}
+    assert started == set(rules) - {"fetch"}
 
 
 def test_studies_stand_in_the_tidy_table(studies):
@@ -236,7 +272,7 @@ def test_studies_stand_in_the_tidy_table(studies):
 
 
 def test_prompts_of_a_study_are_of_the_same_documents(studies):
-    prompts = studies / "scratch" / "falcon_tiny" / "prompts" / "falcon-untrained"
+    prompts = studies / f"{HOSTILE}scratch" / "falcon_tiny" / "prompts" / "falcon-untrained"
     short, long = (json.loads((prompts / f"notes-P{n}.json").read_text()) for n in (80, 96))
     names = [[sample["document"] for sample in each["samples"]] for each in (short, long)]
     assert names[0] == names[1]
@@ -254,7 +290,9 @@ def test_one_bundle_of_features_at_a_time(studies):
         for name in ("h2o-0.1", "h2o-0.2", "lambda-0.1", "h2o-0.1-R4")
     ]
     assert all(path.stat().st_mtime < second.st_mtime for path in trained)
-    assert not list((studies / "scratch" / "falcon_tiny" / "features").rglob("*.safetensors"))
+    assert not list(
+        (studies / f"{HOSTILE}scratch" / "falcon_tiny" / "features").rglob("*.safetensors")
+    )
 
 
 def test_maps_and_studies_are_drawn(studies):
@@ -751,34 +789,3 @@ def test_report_holds_every_table_and_figure_as_it_is(finished):
     for path in (*paths, "examples.html", "paper_vs_ours.html", "provenance.html"):
         content = base64.b64encode((results / path).read_bytes()).decode()
         assert f"base64,{content}" in report, f"{path} is not in the report"
-
-
-# --- hostile strings -------------------------------------------------------------------------
-
-HOSTILE = "a b'c\"$(touch canary);touch canary;`touch canary` &é*[x]?"
-
-
-def test_hostile_texts_run_as_what_they_are(tmp_path):
-    """Folders, files and words that a shell would take for commands; a few cheap jobs are run."""
-    folder = checkout(tmp_path / HOSTILE)
-    config = yaml.safe_load((folder / SMOKE).read_text())
-    (folder / f"{HOSTILE}data").mkdir()
-    for name in ("texts", "pairs", "questions"):
-        shutil.copy(folder / f"tests/data/{name}.jsonl", folder / f"{HOSTILE}data/{name}'$.jsonl")
-    for dataset in config["datasets"].values():
-        dataset["path"] = f"{Path(dataset['path']).stem}'$.jsonl"
-    config |= {"scratch": f"{HOSTILE}scratch", "data_dir": f"{HOSTILE}data"}
-    config["description"] = f"{HOSTILE} {{x}} {{model}}\n\n.. include:: /etc/passwd\n"
-    before = {path.name for path in tmp_path.iterdir()}
-    path = folder / "hostile.yaml"
-    path.write_text(yaml.safe_dump(config))
-    assert sum(planned(folder, path).values()) == 28
-    sample = f"{HOSTILE}scratch/smoke/samples/tiny/train-4.safetensors"
-    done = subprocess.run(
-        ["snakemake", sample, "--cores", "1", "--configfile", "hostile.yaml"],
-        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (folder / sample).is_file()
-    assert not list(tmp_path.rglob("canary"))
-    assert {path.name for path in tmp_path.iterdir()} == before
