@@ -36,7 +36,7 @@ def test_studies_stand_beside_the_grid(tiny):
     ]
     for cell in cells:
         assert grid.study_of(cell.suffix) == (cell.study, cell.setting)
-    assert len({(c.task, c.policy, c.suffix) for c in grid.task_cells(tiny)}) == 12
+    assert len({(c.task, c.policy, c.suffix) for c in grid.task_cells(tiny)}) == 14
 
 
 def test_prompt_lengths_have_kernels_of_their_own_sparsity(tiny):
