@@ -2,11 +2,14 @@
 
     python -m benchmarks.scaling [--config experiments/smollm2.yaml] [--sparsities 11]
         [--set dump.layers_per_job=3] [--gpus 1 8 64 256] [--times train=53 harness=400]
+        [--overhead 0.045]
 
 Snakemake gives the jobs of the configuration and what waits for what, with each layer a training
-job and as many train sparsities a policy as asked for. Jobs take the recorded times below and start
-once their inputs are there and a GPU is free; jobs without a GPU start at once. Ideal is the larger
-of work / GPUs and the longest chain of jobs: no schedule beats either.
+job and as many train sparsities a policy as asked for. A list scheduler, which is not Snakemake's,
+starts them: jobs take the recorded times below and start once their inputs are there and a GPU is
+free; jobs without a GPU need inputs only. One job after another is started, each after the seconds
+that Snakemake spends on a job. Ideal is the larger of work / GPUs and the longest chain of jobs,
+without that: no schedule beats either.
 """
 
 from __future__ import annotations
@@ -32,12 +35,14 @@ TIMES = {
     "fetch": 1.4, "convert": 16.6, "sample": 5.4, "dump": 238.5, "train": 53.0, "collect": 1.9,
     "prompts": 6.3, "summaries_full": 89.2, "summaries": 97.5, "harness_full": 67.7,
     "harness": 214.3, "evaluate_full": 67.7, "evaluate": 214.3, "fidelity": 51.3, "maps": 24.5,
-    "tabulate": 1.0, "tables": 1.2, "plot": 10.4, "compare": 0.8, "examples": 0.6,
+    "latency": 120.7, "tabulate": 1.0, "tables": 1.2, "plot": 10.4, "compare": 0.8, "examples": 0.6,
     "provenance": 2.1, "page": 2.0,
 }  # fmt: skip
 """Mean seconds of a job in the run of `experiments/smollm2.yaml` (Snakemake's benchmark files);
-training is a tenth of a job of ten layers, and evaluate, which it has none of, as harness."""
-
+training is a tenth of a job of ten layers, evaluate, which it has none of, as harness, and latency
+the mean of `experiments/latency_cpu.yaml`."""
+OVERHEAD = 0.045
+"""Seconds that Snakemake spends on a job, of :mod:`benchmarks.overhead`."""
 
 GPU = {
     "dump", "train", "evaluate", "evaluate_full", "harness", "harness_full", "summaries",
@@ -90,13 +95,18 @@ def chains(graph: Graph, times: Mapping[str, float]) -> dict[int, float]:
 
 
 def wall_time(
-    graph: Graph, times: Mapping[str, float], gpus: int, urgency: Mapping[int, float]
-) -> float:
-    """Seconds until all jobs are done; of those that are ready, the most urgent start first."""
+    graph: Graph, times: Mapping[str, float], gpus: int, urgency: Mapping[int, float],
+    overhead: float = 0.0,
+) -> float:  # fmt: skip
+    """Seconds until all jobs are done; of those that are ready, the most urgent start first.
+
+    Args:
+        urgency: of each job. overhead: seconds a job of a scheduler that does one thing at a time.
+    """
     left = {job: len(before) for job, before in graph.before.items()}
     ready = [(-urgency[job], job) for job, count in left.items() if not count]
     running: list[tuple[float, int]] = []
-    now, free = 0.0, gpus
+    now, busy, free = 0.0, 0.0, gpus  # busy: until when the scheduler is
     while ready or running:
         held = []
         for key, job in sorted(ready):
@@ -104,7 +114,8 @@ def wall_time(
                 held.append((key, job))
                 continue
             free -= graph.rule[job] in GPU
-            heapq.heappush(running, (now + times.get(graph.rule[job], 0.0), job))
+            busy = max(now, busy) + overhead
+            heapq.heappush(running, (busy + times.get(graph.rule[job], 0.0), job))
         ready = held
         now, job = heapq.heappop(running)
         free += graph.rule[job] in GPU
@@ -133,6 +144,7 @@ def main() -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY.KEY=JSON")
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--times", nargs="*", default=[], metavar="RULE=SECONDS")
+    parser.add_argument("--overhead", type=float, default=OVERHEAD, help="seconds a job")
     args = parser.parse_args()
     config = yaml.safe_load(args.config.read_text()) | {"device": "cuda"}
     config["train"]["layers_per_job"] = 1
@@ -154,7 +166,9 @@ def main() -> int:
     rows = []
     for gpus in args.gpus:
         ideal = max(work / gpus, longest)
-        plain, urgent = (wall_time(graph, times, gpus, order) for order in (shuffled, chain))
+        plain, urgent = (
+            wall_time(graph, times, gpus, order, args.overhead) for order in (shuffled, chain)
+        )
         rows.append([gpus, ideal, plain, urgent, ideal / plain, work / gpus / plain])
     heads = ["GPUs", "ideal, s", "in any order, s", "longest chain first, s", "ideal / any", "busy"]
     print(tabulate(rows, heads, floatfmt=("d", ".0f", ".0f", ".0f", ".2f", ".2f")))

@@ -103,6 +103,29 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def settings_hash(config: Mapping[str, Any], model: str, what: str, *code: str) -> str:
+    """Twelve hex digits that measurements of one run share: of code, and of settings they obey.
+
+    A grid may grow under them, so which policies, sparsities and models there are does not count.
+
+    Args:
+        what: a task's name, ``fidelity`` or ``latency``.
+        code: hashes of the steps that measure and train.
+    """
+    task = config["tasks"][what] if what in config["tasks"] else config[what]
+    names = {value for part in (task, config["train"]) for key, value in part.items()
+             if key.endswith("dataset")}  # fmt: skip
+    growing = ("policies", "sparsities", "settings", "memory_mb", "layers_per_job", "paper")
+    parts = [task, config["train"], config["models"][model]]
+    content = [
+        config["seed"], config["device"], code,
+        [config["grid"][key] for key in ("scores", "methods")],
+        [{key: part[key] for key in part if key not in growing} for part in parts],
+        {name: config["datasets"].get(name) for name in names},
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
 @cache
 def _schema() -> dict[str, Any]:
     schema: dict[str, Any] = yaml.safe_load(SCHEMA.read_text(encoding="utf-8"))

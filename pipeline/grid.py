@@ -13,6 +13,8 @@ Config = Mapping[str, Any]
 
 STUDIES = {"R": "kernel_size", "P": "prompt_length", "S": "scores"}
 """Studies beside the grid, by the letter that marks their files (`h2o-0.05-R16`)."""
+STUDY_METHODS = {"kernel_size": ["less"], "prompt_length": ["baseline_plus", "less"]}
+"""What a study compares, where that is not all methods of the grid."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,21 @@ def study_cells(config: Config) -> Iterator[Cell]:
         for policy in scores["policies"] if scores else ():
             for sparsity in scores["sparsities"]:
                 yield Cell(model, scores["task"], policy, sparsity, "scores", other)
+
+
+def methods_of(config: Config, study: str) -> list[str]:
+    """What a study, or the grid itself, compares with the full cache."""
+    found: list[str] = STUDY_METHODS.get(study, config["grid"]["methods"])
+    return found
+
+
+def variants(config: Config, cell: Cell) -> int:
+    """How many times a cell reads its task: for each method, and each train sparsity of one."""
+    if cell.policy is None:
+        return 1
+    trained = len(train_sparsities(config, cell.policy)) if cell.study == GRID else 1
+    methods = methods_of(config, cell.study)
+    return sum(trained if METHODS[name].trained else 1 for name in methods)
 
 
 def cells_of_policy(config: Config, policy: str) -> Iterator[Cell]:

@@ -93,6 +93,9 @@ def test_simulated_schedules_keep_to_gpus_and_to_what_waits():
     assert chain[12] == 30
     walls = {n: scaling.wall_time(graph, times, n, chain) for n in (1, 3, 5, 10, 100)}
     assert walls == {1: 101, 3: 71, 5: 61, 10: 56, 100: 56}
+    # Jobs start one after another: thirteen before the last one runs, however many GPUs there are.
+    slow = {n: scaling.wall_time(graph, times, n, chain, 0.5) for n in (1, 10)}
+    assert slow == {1: 101 + 13 * 0.5, 10: 56 + 13 * 0.5}
 
 
 def test_rules_that_take_a_gpu_are_those_of_the_simulation():

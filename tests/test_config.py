@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import SCHEMA, complete, config_hash, load_config
+from pipeline.config import SCHEMA, complete, config_hash, load_config, settings_hash
 from pipeline.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -364,6 +364,29 @@ def test_hash_follows_content_not_folders_or_wording():
     ]  # fmt: skip
     hashes = {config_hash(complete(smoke(**other))) for other in others}
     assert len(hashes | {base}) == len(others) + 1
+
+
+@pytest.mark.parametrize("what", ["text", "notes", "questions", "fidelity"])
+def test_measurements_share_a_hash_of_what_they_obey(what):
+    """It outlives what a grid may grow by, and nothing else."""
+
+    def found(code="c", **changes):
+        return settings_hash(complete(smoke(**changes)), "tiny", what, code)
+
+    base = found()
+    for same in ({"grid__policies": ["h2o"]}, {"grid__test_sparsities": [0.1, 0.2]},
+                 {"grid__train_sparsities": [0.1, 0.2]}, {"models__tiny__memory_mb": 500},
+                 {"train__layers_per_job": 2}, {"bootstrap": 300}):  # fmt: skip
+        assert found(**same) == base, same
+    others = [
+        {"code": "other"}, {"seed": 1}, {"grid__scores": "full"}, {"grid__methods": ["baseline"]},
+        {"train__recipe__epochs": 3}, {"datasets__train__documents": [0, 7]},
+        {"models__tiny__weights__random__vocab_size": 301},
+    ]  # fmt: skip
+    assert len({base, *(found(**other) for other in others)}) == len(others) + 1
+    key = {"text": "windows", "notes": "samples", "questions": "limit", "fidelity": "windows"}[what]
+    place = what if what == "fidelity" else f"tasks__{what}"
+    assert found(**{f"{place}__{key}": 3}) != base
 
 
 # --- the schema ------------------------------------------------------------------------------

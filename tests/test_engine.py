@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipeline import engine
 from pipeline.attention import enable
 from pipeline.cache import LessCache
 from pipeline.engine import Engine, FullCache
@@ -17,9 +18,9 @@ SHAPES = {
 }
 
 
-def make_model(architecture="llama"):
+def make_model(architecture="llama", device="cpu"):
     fields = {"hidden_size": 32, "num_hidden_layers": 2, **SHAPES[architecture]}
-    return enable(load_model({"random": {"architecture": architecture, **fields}}))
+    return enable(load_model({"random": {"architecture": architecture, **fields}}, device=device))
 
 
 def make_kernels(model):
@@ -32,7 +33,7 @@ def make_kernels(model):
         )  # fmt: skip
         torch.nn.init.ones_(kernel.s1)
         torch.nn.init.ones_(kernel.s2)
-        kernels.append(kernel)
+        kernels.append(kernel.to(model.device))
     return kernels
 
 
@@ -48,6 +49,16 @@ def prompt_of(model, length=20, batch=2, seed=0):
     return torch.randint(0, model.config.vocab_size, (batch, length), generator=generator)
 
 
+def generated(model, method, prompt, new_tokens):
+    """What the library's `generate` gives with the same cache, or its own full one."""
+    cache = None if method == "full" else make_cache(model, method)
+    whole = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache,
+        max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
+    )  # fmt: skip
+    return whole[:, prompt.shape[1] :]
+
+
 @pytest.mark.parametrize("architecture", SHAPES)
 @pytest.mark.parametrize("method", ["full", "baseline", "less"])
 def test_greedy_equals_generate(architecture, method):
@@ -55,13 +66,24 @@ def test_greedy_equals_generate(architecture, method):
     engine = Engine(model, make_cache(model, method), batch=2)
     for seed in (0, 1):  # the second prompt finds the tensors of the first
         prompt = prompt_of(model, seed=seed)
-        cache = None if method == "full" else make_cache(model, method)
-        expected = model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache,
-            max_new_tokens=30, min_new_tokens=30, do_sample=False,
-        )  # fmt: skip
-        assert torch.equal(engine.generate(prompt, 30), expected[:, 20:])
+        assert torch.equal(engine.generate(prompt, 30), generated(model, method, prompt, 30))
         assert min(engine.seconds) > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("architecture", SHAPES)
+@pytest.mark.parametrize("method", ["full", "baseline", "less"])
+def test_replayed_graphs_equal_generate(monkeypatch, architecture, method):
+    """Every step is a replay, and the second prompt finds the graphs of the first."""
+    monkeypatch.setattr(engine, "BUCKET", 32)  # the full cache goes from one graph to the next
+    model = make_model(architecture, "cuda")
+    loop = Engine(model, make_cache(model, method), batch=2)
+    loop.warm_up(prompt_of(model, seed=5).cuda(), 30)
+    assert len(loop.graphs) == (2 if method == "full" else 1)
+    monkeypatch.setattr(loop, "_step", None)
+    for seed in (0, 1):
+        prompt = prompt_of(model, seed=seed).cuda()
+        assert torch.equal(loop.generate(prompt, 30), generated(model, method, prompt, 30))
 
 
 @pytest.mark.parametrize("method", ["full", "less"])

@@ -8,7 +8,9 @@ import copy
 import os
 import subprocess
 import sys
+from functools import reduce
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from unittest import mock
 
@@ -16,7 +18,7 @@ import pytest
 import torch
 import triton.language as tl
 from helpers import Case, assert_same_evictions, cases, randn, strong_kernel
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
@@ -45,6 +47,18 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 few = settings(
     max_examples=4 if DEVICE == "cuda" else 10, phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )
+
+# Heads as models have them; drawn ones are smaller.
+REAL = [
+    Case(get_policy("h2o", 10), 1, 1, 2, 20, 64, 0, torch.bfloat16, "cached", 0.3, 0),
+    Case(get_policy("tova", 10), 1, 2, 1, 20, 128, 12, torch.float16, "cached", 0.3, 0),
+    Case(get_policy("lambda", 10), 1, 1, 2, 20, 256, 0, torch.float16, "full", 0.3, 0),
+]
+
+
+def real_cases(**more):
+    """Adds the real heads to a test's drawn cases."""
+    return lambda test: reduce(lambda t, case: example(case=case, **more)(t), REAL, test)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -211,6 +225,29 @@ def test_head_sizes(size):
     torch.testing.assert_close(out, expected, **CLOSE)
 
 
+@pytest.mark.parametrize(
+    ("size", "rank", "name", "dtype"),
+    [
+        (64, 8, "h2o", torch.float16), (64, 32, "lambda", torch.bfloat16),
+        (64, 8, "tova", torch.bfloat16), (128, 32, "h2o", torch.bfloat16),
+        (128, 8, "lambda", torch.float16), (128, 32, "tova", torch.float16),
+        (256, 8, "h2o", torch.bfloat16), (256, 32, "lambda", torch.float16),
+        (256, 8, "tova", torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_fused_steps_of_real_sizes(size, rank, name, dtype):
+    """Every two of these meet: tokens that arrive together, then one by one as in decoding."""
+    case = Case(get_policy(name, 40), 1, 2, 2, 46, size, 0, dtype, "cached", 0.3, 0)
+    kernel = strong_kernel(case, kernel_size=rank)
+    reader, truth = (Reader(case, torch.tensor([0]), kernel) for _ in range(2))
+    for start, stop in ((0, 42), *((t, t + 1) for t in range(42, 46))):
+        out, gone = reader.step(start, stop)
+        expected, evicted = truth.decode(decode_reference, start, stop)
+        assert torch.equal(gone, evicted)
+        torch.testing.assert_close(out, expected, **CLOSE)
+    torch.testing.assert_close(reader.tensors(), truth.tensors(), **CLOSE)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("name", ["h2o", "lambda", "tova"])
 def test_a_broken_sequence_stays_alone(bad, name):
@@ -347,6 +384,7 @@ def test_maps_of_a_step(case, sizes, compute):
     st.integers(1, 40), st.sampled_from([(1, 1), (2, 2), (4, 2), (3, 1)]),
     st.sampled_from([1, 5, 8, 32]), st.sampled_from([4, 16, 80]), st.integers(0, 2**20),
 )  # fmt: skip
+@example(length=24, heads=(2, 1), rank=32, size=128, seed=0)
 def test_linear_attention_and_its_gradients(length, heads, rank, size, seed):
     shapes = (heads[0], rank), (heads[1], rank), (heads[1], size)
     leaves = [
@@ -387,6 +425,7 @@ def test_training_takes_the_linear_attention_of_its_device():
 
 @few
 @given(cases(max_length=24), st.sampled_from([5, 256]))
+@real_cases(block=256)
 def test_evictions_equal_the_loop(case, block):
     q, k, _ = (x.to(DEVICE) for x in case.sets)
     with mock.patch.object(scan, "QUERY_BLOCK", block):
@@ -398,6 +437,7 @@ def test_evictions_equal_the_loop(case, block):
 
 @few
 @given(cases(max_length=24))
+@real_cases()
 def test_bounded_attention_equals_the_loop(case):
     q, k, v = case.sets
     case = case.but(scores="cached")
@@ -411,6 +451,7 @@ def test_bounded_attention_equals_the_loop(case):
 
 @few
 @given(cases(max_length=40), st.randoms(use_true_random=False))
+@real_cases(random=Random(0))
 def test_sparse_attention_equals_the_mask(case, random):
     """Any times, not only those a policy makes."""
     sets = [x.to(DEVICE) for x in case.sets]
@@ -426,6 +467,7 @@ def test_sparse_attention_equals_the_mask(case, random):
 
 @few
 @given(cases(max_length=24))
+@real_cases()
 def test_synthesis_and_its_gradients(case):
     times = evicted_at(*case.qkv[:2], case.policy, case.scores, case.prompt).to(DEVICE)
     q, k, v = (x.to(DEVICE) for x in case.qkv)

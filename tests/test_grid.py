@@ -1,5 +1,7 @@
 """What an experiment expands to: cells, trainings, studies, and what they are expected to take."""
 
+import re
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -111,13 +113,17 @@ def test_features_of_llama_2_7b_take_48_gib_a_layer():
     assert expectations.peak_disk(config) == 192 * 2**30
     unbound = config | {"dump": config["dump"] | {"disk_gib": None}}
     assert expectations.peak_disk(unbound) == 32 * 48 * 2**30
-    (disk, model) = expectations.expectations(config)
+    disk, memory, hours = expectations.expectations(config)
     assert "192.0 GiB on disk at once (at most 200 allowed)" in disk
-    assert "48.0 GiB of features a layer" in model
+    assert "48.0 GiB of features a layer; about 15 GiB of GPU memory (latency: up to" in memory
+    stages = re.findall(r"(\w+) (\d+\.\d)", hours)
+    assert [name for name, _ in stages] == ["dump", "train", "harness", "summaries", "latency"]
+    whole = int(re.search(r"about (\d+) GPU hours", hours)[1])
+    assert whole == pytest.approx(sum(float(value) for _, value in stages), abs=1)
 
 
 def test_expectations_need_shapes(tiny):
-    assert len(expectations.expectations(tiny)) == 2
+    assert len(expectations.expectations(tiny)) == 3
     tiny["models"]["falcon-untrained"]["shape"] = None
     assert expectations.expectations(tiny | {"dump": tiny["dump"] | {"disk_gib": None}}) == []
     with pytest.raises(ConfigError, match=r"needs models\.falcon-untrained\.shape"):
@@ -134,11 +140,58 @@ def test_disk_bounds_that_cannot_be_kept_are_refused(tiny, change, message):
         complete(tiny)
 
 
-def test_operations_grow_with_what_is_asked_for():
+@pytest.mark.parametrize(
+    ("place", "stage", "times"),
+    [
+        (("train", "recipe", "epochs"), "train", 2),
+        (("dump", "layers_per_job"), "dump", 1 / 2),
+        (("latency", "repetitions"), "latency", 2),
+        (("tasks", "wikitext", "limit"), "harness", 2),
+        (("tasks", "xsum", "samples"), "summaries", 2),
+    ],
+)
+def test_hours_grow_with_what_is_asked_for(place, stage, times):
     config = load_config(EXPERIMENTS / "llama2_7b.yaml")
-    before = expectations.operations(config, "llama2-7b")
-    config["train"]["recipe"]["epochs"] *= 2
-    config["dump"]["layers_per_job"] *= 2
-    after = expectations.operations(config, "llama2-7b")
-    assert after["train"] == 2 * before["train"]
-    assert after["dump"] == before["dump"] / 2
+    config["ablations"] |= {"kernel_sizes": None, "prompt_lengths": None, "scores": None}
+    config["tasks"] = {name: config["tasks"][name] for name in ("wikitext", "xsum")}
+    config["tasks"]["wikitext"]["limit"] = 4
+    before = expectations.seconds(config, "llama2-7b")
+    *path, last = place
+    reduce(dict.__getitem__, path, config)[last] *= 2
+    after = expectations.seconds(config, "llama2-7b")
+    assert after == before | {stage: pytest.approx(times * before[stage])}
+    assert before[stage] > 0
+
+
+def test_hours_by_hand():
+    """Steps of one sequence read weights and cache; a prompt is read by every weight."""
+    config = load_config(EXPERIMENTS / "llama2_7b.yaml")
+    setting = {"prompt": 2048, "new_tokens": 2048, "batch": 24}
+    config["latency"] |= {"settings": [setting], "methods": [], "repetitions": 1}
+    config["latency"]["generate"] = False
+    prompt = 24 * 2048 * 2 * (6.74e9 + 32 * 4096 * 2048) / 1e14
+    step = (2 * 6.74e9 + 48 * 2**30) / 1e12 + 24 * 2 * 6.74e9 / 1e14
+    found = expectations.seconds(config, "llama2-7b")["latency"]
+    assert found == pytest.approx(2 * prompt + 2048 * step)
+    too_large = config["latency"] | {"settings": [setting, setting | {"batch": 64}]}
+    assert expectations.seconds(config | {"latency": too_large}, "llama2-7b")["latency"] == found
+
+
+def test_a_task_of_unknown_length_is_named_unless_it_has_a_limit(tiny):
+    tiny["tasks"]["quiz"] = {"kind": "harness", "task": "quiz", "limit": None, "num_fewshot": 0,
+                             "max_words": None}  # fmt: skip
+    assert expectations.expectations(tiny)[-1].endswith("not counted: quiz")
+    assert expectations.seconds(tiny, "falcon-untrained")["harness"] == 0
+    tiny["tasks"]["quiz"]["limit"] = 3
+    assert "not counted" not in expectations.expectations(tiny)[-1]
+    assert expectations.seconds(tiny, "falcon-untrained")["harness"] > 0
+
+
+def test_studies_read_their_task_once_for_each_method_of_theirs(tiny):
+    found = {(c.study, c.policy): grid.variants(tiny, c) for c in grid.task_cells(tiny)}
+    methods = len(tiny["grid"]["methods"])
+    assert found == {
+        ("grid", None): 1, ("grid", "h2o"): methods + 1, ("grid", "lambda"): methods,
+        ("kernel_size", "h2o"): 1, ("prompt_length", None): 1, ("prompt_length", "h2o"): 2,
+        ("scores", "h2o"): methods,
+    }  # fmt: skip

@@ -288,12 +288,13 @@ def test_tidy_table_of_files(tmp_path):
 
 
 def part(study="grid", setting=None, column="nll", **changed):
-    key = {"model": "m", "task": "t", "policy": "h2o", "sparsity": 0.1} | changed
+    key = {"model": "m", "task": "t", "policy": "h2o", "sparsity": 0.1, "measured_by": "code"}
+    key |= changed
     table = pd.DataFrame({name: [value] for name, value in key.items()} | {column: [1.0]})
     return tabulate.Part(study, setting, table)
 
 
-LABELS = {"model": ["m"], "task": ["t"], "policy": ["h2o"]}
+LABELS = {"model": ["m"], "task": ["t"], "policy": ["h2o"], "measured_by": ["code"]}
 
 
 def test_cells_of_one_run_are_taken():
@@ -308,6 +309,13 @@ def test_cells_of_one_run_are_taken():
 def test_cells_of_another_run_are_refused(column):
     with pytest.raises(DataError, match=f"another run: the experiment has no {column} 'other'"):
         tabulate.of_one_run([part(), part(**{column: "other"})], LABELS)
+
+
+def test_cells_that_do_not_say_what_measured_them_are_refused():
+    old = part()
+    old.table.drop(columns="measured_by", inplace=True)
+    with pytest.raises(DataError, match="no measured_by 'of an earlier version'"):
+        tabulate.of_one_run([old], LABELS)
 
 
 @pytest.mark.parametrize(

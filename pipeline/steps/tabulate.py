@@ -4,8 +4,8 @@ Columns: experiment, config, commit, study, setting, model, task, policy, sparsi
 train_sparsity, layer, metric, value, low, high, n, seed. Tables, figures and comparisons are views
 of it. Files that vary something beside the grid say what in columns ``study`` (its name) and
 ``setting`` (its value, a number); in the others the study is "grid". ``config`` and ``commit`` say
-which run gathered the table; a measured file of an earlier commit counts as long as the code and
-settings that it depends on are the same, which the workflow checks.
+which run gathered the table. A measured file of an earlier commit counts as long as the code and
+settings that it depends on are the same: its column ``measured_by`` is a hash of them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-hash", required=True)
     parser.add_argument(
         "--labels", type=json.loads, default={},
-        help="models, tasks and policies of the experiment, as JSON lists by column",
+        help="what columns may say in this run, such as model, task and policy: JSON lists",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bootstrap", type=int, default=2000, help="resamples")
@@ -270,10 +270,11 @@ def of_one_run(cells: Iterable[Part], labels: Mapping[str, list[str]]) -> None:
     for part in cells:
         cell = cell_of(part.table)
         for column, known in labels.items():
-            if pd.notna(cell[column]) and cell[column] not in known:
+            label = part.table[column].iloc[0] if column in part.table else "of an earlier version"
+            if pd.notna(label) and label not in known:
                 raise DataError(
-                    f"{cell} is of another run: the experiment has no {column} '{cell[column]}'. "
-                    "Give the files of one experiment only."
+                    f"{cell} is of another run: the experiment has no {column} '{label}'. Give the "
+                    "files of one experiment, all measured by this code; delete others."
                 )
         named = (part.study, part.setting, measure_of(part.table), *cell.values())
         key = tuple(None if pd.isna(value) else value for value in named)

@@ -359,10 +359,6 @@ def cell_trainings(wildcards):
     return [grid.Training(wildcards.model, wildcards.policy, x, size) for x in sparsities]
 
 
-# What each study compares, where that is not all methods of the grid.
-STUDY_METHODS = {"kernel_size": ["less"], "prompt_length": ["baseline_plus", "less"]}
-
-
 def trained_kernels(wildcards):
     """Kernels that a cell compares."""
     return [kernels_of(training) for training in cell_trainings(wildcards)]
@@ -380,11 +376,21 @@ def cell_arguments(wildcards):
     if study == "kernel_size":  # the budget pays for a larger state
         size, budget = setting, budget - (setting - size) // 2
     words = ["--policy", wildcards.policy, "--budget", budget, "--scores", scores]
-    words += ["--methods", *STUDY_METHODS.get(study, GRID["methods"]), "--seed", SEED]
+    words += ["--methods", *grid.methods_of(CONFIG, study), "--seed", SEED]
     words += ["--kernel-size", size]
     trained = cell_trainings(wildcards)
     words += ["--kernels", *(f"{t.sparsity}={kernels_of(t)}" for t in trained)] if trained else []
     return " ".join(shlex.quote(str(word)) for word in words)
+
+
+STEPS = {"perplexity": "evaluate", "summaries": "summaries", "harness": "harness"}
+
+
+def measured_by(model, what):
+    """What all measurements of a task, of fidelity or of latency share in a run, as a hash."""
+    step = STEPS[TASKS[what]["kind"]] if what in TASKS else what
+    trained = [code_of("train")] if grid.needs_training(CONFIG) else []
+    return configuration.settings_hash(CONFIG, model, what, code_of(step), *trained)
 
 
 def cell_label(wildcards):
@@ -393,7 +399,8 @@ def cell_label(wildcards):
     study, setting = grid.study_of(wildcards.get("study", ""))
     label = {"model": wildcards.model, "task": wildcards.get("task", "fidelity")}
     label |= {"sparsity": None if sparsity is None else float(sparsity)}
-    return json.dumps(label | {"study": study, "setting": setting})
+    label |= {"study": study, "setting": setting}
+    return json.dumps(label | {"measured_by": measured_by(label["model"], label["task"])})
 
 
 # Tables, figures and the comparison with the paper
@@ -415,6 +422,8 @@ def own_labels():
     """What the columns of measurements may say, on the command line."""
     settings = [setting.name for setting in latency.settings(CONFIG)]
     known = {"model": MODELS, "task": [*TASKS, "fidelity", *settings], "policy": GRID["policies"]}
+    measured = [*TASKS, *(what for what in ("fidelity", "latency") if CONFIG[what])]
+    known["measured_by"] = {measured_by(model, what) for model in MODELS for what in measured}
     return json.dumps({column: sorted(names) for column, names in known.items()})
 
 
@@ -480,7 +489,9 @@ def latency_arguments(wildcards):
     sizes = {key: TRAIN["kernel"][key] for key in ("kernel_size", "hidden_size")}
     words += ["--kernel", json.dumps(sizes), "--seed", SEED]
     words += ["--forms", *latency.FORMS[: 2 if study["generate"] else 1]]
-    words += ["--label", json.dumps({"model": wildcards.model, "task": setting.name})]
+    label = {"model": wildcards.model, "task": setting.name}
+    label["measured_by"] = measured_by(wildcards.model, "latency")
+    words += ["--label", json.dumps(label)]
     return " ".join(shlex.quote(str(word)) for word in words)
 
 
