@@ -39,7 +39,7 @@ LONGEST = 500
 """Characters of a message."""
 MOST_JOBS = 50_000
 """Planning takes seconds for every thousand."""
-OURS = ("results", "logs", "workflow", "pipeline", ".snakemake")
+OURS = (".", ".git", ".snakemake", "results", "logs", "workflow", "pipeline")
 """Folders beside the Snakefile that intermediate files would mix with."""
 # By the standard 8.0 is an integer; to `range` it is not.
 Validator = extend(
@@ -299,9 +299,12 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
 
 def _place_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     """Folders of intermediate files that are other files' folders."""
-    first = os.path.normpath(config["scratch"]).split(os.sep)[0]
-    if first in OURS:
-        yield ConfigError(f"scratch: '{first}' holds other files; name a folder of its own.")
+    scratch = config["scratch"]
+    for folder in (scratch, os.path.join(scratch, config["experiment"])):
+        first = os.path.relpath(folder).split(os.sep)[0]  # it may lead back here: ../here/results
+        if first in OURS:
+            yield ConfigError(f"scratch: '{first}' holds other files; name a folder of its own.")
+            break
     if config["experiment"] == "downloads":
         yield ConfigError("experiment: the folder 'downloads' is shared by all; use another name.")
 

@@ -163,10 +163,11 @@ def dense_synthesis(q, k, v, times, kernel=None, epsilon=1e-6):
     return weights @ v.repeat_interleave(rep, 1) / (weights.sum(-1, keepdim=True) + extra)
 
 
-def browse(page, folder, part=""):
+def browse(page, folder, part="", seconds=10):
     """(document, console errors, addresses the page asked for over a network).
 
-    ``part`` is what follows the # of its address.
+    ``part`` is what follows the # of its address; its scripts have ``seconds`` of the page's own
+    clock, which skips what is only waited for.
     """
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
@@ -176,7 +177,7 @@ def browse(page, folder, part=""):
         [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
          f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}",
-         "--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom",
+         "--enable-logging=stderr", f"--virtual-time-budget={1000 * seconds}", "--dump-dom",
          page.as_uri() + part],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

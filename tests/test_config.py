@@ -159,6 +159,65 @@ def test_errors_say_where_and_what(changes, parts):
         assert part in message
 
 
+NAMES = [
+    "experiment", "models__NAME", "datasets__NAME", "tasks__NAME", "train__dataset",
+    "tasks__notes__template", "tasks__questions__task", "tasks__questions__dataset",
+    "models__tiny__weights__package", "fidelity__dataset",
+]  # fmt: skip
+PATHS = [
+    "scratch", "data_dir", "datasets__test__path", "datasets__test__local",
+    "models__tiny__weights__hub", "models__tiny__weights__folder",
+]  # fmt: skip
+NO_PATHS = ["-x", "--out=x", "-", "a\nb", "a\n", "\na", "~/a", "{model}", ""]
+NO_NAMES = [*NO_PATHS, "..", ".", "../a", "a/..", "a/b", "/a", "a b", "$(a)"]
+
+
+@pytest.mark.parametrize(
+    ("place", "text"),
+    [(place, text) for place in NAMES for text in NO_NAMES]
+    + [(place, text) for place in PATHS for text in NO_PATHS],
+)
+def test_what_is_no_name_or_path_is_refused(place, text):
+    """Names are parts of paths and words of command lines; nothing leads out of their folder."""
+    config = copy.deepcopy(SMOKE)
+    *path, last = place.split("__")
+    at = config
+    for key in path:
+        at = at[key]
+    if last == "NAME":
+        at[text] = next(iter(at.values()))
+    elif path[-1:] == ["weights"]:
+        config["models"]["tiny"]["weights"] = {last: text}
+    else:
+        at[last] = text
+    said = refused(config)
+    assert said.startswith(".".join(path)), said
+    assert "does not match" in said or "non-empty" in said or "too short" in said, said
+
+
+@pytest.mark.parametrize(
+    ("scratch", "holds"),
+    [
+        (".", "."), ("a/..", "."), ("results", "results"), ("x/../results/y", "results"),
+        ("../{here}", "."), ("../{here}/logs", "logs"), ("../x/../{here}/pipeline", "pipeline"),
+        ("{path}/workflow", "workflow"), ("{path}/.git/x", ".git"),
+        ("..", "."),  # for the experiment is named as the checkout
+    ],
+)  # fmt: skip
+def test_scratch_leads_to_no_folder_of_ours(tmp_path, monkeypatch, scratch, holds):
+    monkeypatch.chdir(tmp_path)
+    scratch = scratch.format(here=tmp_path.name, path=tmp_path)
+    said = refused(smoke(scratch=scratch, experiment=tmp_path.name))
+    assert said == f"scratch: '{holds}' holds other files; name a folder of its own."
+
+
+@pytest.mark.parametrize(
+    "scratch", ["../x", "a/../b", "/x", "x/results", ".x", "..x", "../results"]
+)
+def test_scratch_may_be_elsewhere(scratch):
+    assert complete(smoke(scratch=scratch))["scratch"] == scratch
+
+
 TASK = {"kind": "harness", "task": "boolq", "dataset": "test", "num_fewshot": 2}
 
 

@@ -10,8 +10,11 @@ from test_workflow import ENVIRONMENT, ROOT, checkout
 
 from pipeline import grid
 from pipeline.config import SCHEMA, complete, config_hash
+from pipeline.data import load_documents, load_pairs
 from pipeline.errors import LessError
 from pipeline.expectations import bundles_at_once, expectations
+from pipeline.models import materialise
+from pipeline.summaries import get_template
 
 COUNT = 1000
 ROOT_SCHEMA = yaml.safe_load(SCHEMA.read_text())
@@ -128,6 +131,31 @@ def test_a_configuration_is_planned_or_refused_by_a_plain_message():
     assert all(message.isprintable() and len(message) < 1000 for message in messages)
     assert 0.4 * COUNT < len(messages) < 0.95 * COUNT, "most are wrong, some are not"
     assert len({message.split(":")[0] for message in messages}) > 50, "they are wrong everywhere"
+
+
+@pytest.mark.parametrize(
+    "text", ["..", "../x", "a/../x", "/", "-x", "--out=x", "a\nb", "x/\n", "."]
+)
+def test_what_leads_nowhere_is_a_plain_error_of_its_step(tmp_path, monkeypatch, text):
+    """What a configuration hands to steps as it is; nothing is written on its account."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (here / "t.jsonl").write_text('{"text": "One."}\n')
+    there = {"downloads": here, "data_dir": here}
+    known = {"source": "jsonl", "path": "t.jsonl"}
+    for step in (
+        lambda: load_documents({"source": "jsonl", "path": text}, **there),
+        lambda: load_documents(known | {"field": text}, **there),
+        lambda: load_pairs(known | {"document_field": "text", "summary_field": text}, **there),
+        lambda: get_template(text),
+        lambda: materialise({"folder": text}, here, here / "model"),
+        lambda: materialise({"hub": text}, here, here / "model"),
+        lambda: materialise({"random": {"architecture": text}}, here, here / "model"),
+    ):
+        with pytest.raises(LessError):
+            step()
+    assert [path.name for path in tmp_path.rglob("*")] == ["here", "t.jsonl"]
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def test_studies_stand_beside_the_grid(tiny):
     ]
     for cell in cells:
         assert grid.study_of(cell.suffix) == (cell.study, cell.setting)
-    assert len({(c.task, c.policy, c.suffix) for c in grid.task_cells(tiny)}) == 12
+    assert len({(c.task, c.policy, c.suffix) for c in grid.task_cells(tiny)}) == 14
 
 
 def test_prompt_lengths_have_kernels_of_their_own_sparsity(tiny):
@@ -181,10 +181,10 @@ def test_a_task_of_unknown_length_is_named_unless_it_has_a_limit(tiny):
     tiny["tasks"]["quiz"] = {"kind": "harness", "task": "quiz", "limit": None, "num_fewshot": 0,
                              "max_words": None}  # fmt: skip
     assert expectations.expectations(tiny)[-1].endswith("not counted: quiz")
-    assert expectations.seconds(tiny, "falcon-untrained")["harness"] == 0
+    counted = expectations.seconds(tiny, "falcon-untrained")["harness"]
     tiny["tasks"]["quiz"]["limit"] = 3
     assert "not counted" not in expectations.expectations(tiny)[-1]
-    assert expectations.seconds(tiny, "falcon-untrained")["harness"] > 0
+    assert expectations.seconds(tiny, "falcon-untrained")["harness"] > counted
 
 
 def test_studies_read_their_task_once_for_each_method_of_theirs(tiny):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM
 
 from pipeline import harness
 from pipeline.__main__ import main
@@ -76,13 +77,13 @@ def one_index(monkeypatch, index):
     monkeypatch.setattr(harness, "TaskManager", lambda **options: index)
 
 
-def stock(model, tokenizer, index, name, rows, shots=0, pool=None, **options):
+def stock(model, tokenizer, index, name, rows, shots=0, pool=None, context=CONTEXT, **options):
     """The library's own evaluation of a plain model: its metrics, and samples in order."""
     tables = {"train": datasets.Dataset.from_list(rows if pool is None else pool)}
     tables[MEASURED[name]] = datasets.Dataset.from_list(rows)
     fields = {"task": name, "custom_dataset": lambda **_: tables}
     found = lm_eval.simple_evaluate(
-        HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=CONTEXT),
+        HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=context),
         tasks=[{"group": "g", "task": [fields]}], num_fewshot=shots, task_manager=index,
         bootstrap_iters=0, **options,
     )  # fmt: skip
@@ -329,3 +330,65 @@ def test_real_rows(folder, name, path, words):
     if words is not None:
         counted = sum(len(document.doc["page"].split()) for document in found)
         assert counted == words
+
+
+# --- a real model ----------------------------------------------------------------------------
+
+LONG = 1024
+REAL = {
+    "wikitext": ("wikitext2/test.jsonl", 1),
+    "boolq": ("boolq/validation.jsonl", 4),
+    "mutual": ("mutual/validation.jsonl", 2),
+}
+"""The first documents of each benchmark; the page of WikiText is cut to fit a window."""
+
+
+@pytest.fixture(scope="module")
+def real(smollm2, tmp_path_factory):
+    """A folder with SmolLM2 and a few rows of real benchmarks."""
+    if not DATA.is_dir():
+        pytest.skip("no benchmark data here")
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "model").symlink_to(smollm2, target_is_directory=True)
+    for name, (path, count) in REAL.items():
+        rows = step.load_rows({"source": "jsonl", "path": path}, downloads=folder, data_dir=DATA)
+        rows = rows[:count]
+        if name == "wikitext":
+            rows = [row | {"page": harness.first_words(row["page"], 700)} for row in rows]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def library_model(real):
+    """SmolLM2 as the library would load it: nothing of ours in it."""
+    return AutoModelForCausalLM.from_pretrained(real / "model", dtype="float32").eval()
+
+
+@pytest.mark.download
+@pytest.mark.parametrize("name", REAL)
+def test_smollm2_scores_as_in_the_library(real, library_model, index, monkeypatch, name):
+    """Unattached and attached with a budget that holds all; perplexity to four digits."""
+    rows = [json.loads(line) for line in (real / f"{name}.jsonl").read_text().splitlines()]
+    tokenizer = load_tokenizer(real / "model")
+    metrics, samples = stock(library_model, tokenizer, index, name, rows, context=LONG)
+    score = {"boolq": "acc", "mutual": "mrr"}.get(name)
+    answers = []
+
+    def spied(self, requests, **options):
+        answers.extend(HFLM.loglikelihood(self, requests, **options))
+        return answers[-len(requests) :]
+
+    monkeypatch.setattr(harness.TeacherForced, "loglikelihood", spied)
+    for options in ([], policy(LONG)):
+        table = run(real, name, f"{name}{len(options)}", "--context", str(LONG), *options)
+        if score:
+            assert list(table[f"score.{score}"]) == [sample[score] for sample in samples]
+            given = [answer for sample in samples for answer in sample["filtered_resps"]]
+            assert [flag for _, flag in answers] == [flag for _, flag in given]
+            assert [x for x, _ in answers] == pytest.approx([x for x, _ in given], rel=5e-5)
+            answers.clear()
+        else:
+            assert 700 < table["tokens"].item() <= LONG, "one window, nearly full"
+            found = np.exp(table["nll"].sum() / table["words"].sum())
+            assert found == pytest.approx(metrics["word_perplexity,none"], rel=5e-5)

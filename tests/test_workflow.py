@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from html import unescape
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +22,7 @@ import yaml
 from helpers import browse, randn
 
 from benchmarks.overhead import PARTS
-from pipeline.catalogue import FIGURES, TABLES
+from pipeline.catalogue import COMPARISON, FIGURES, PROVENANCE, TABLES, TEXTS
 from pipeline.layout import layer_file
 from pipeline.tensors import save_tensors
 
@@ -195,17 +197,53 @@ def test_completed_config_is_the_same_experiment(finished):
     assert planned(finished, "results/smoke/config.json") == {}
 
 
-# --- studies, maps and a bounded disk, on a model of Falcon's shape ----------------------------
+# --- studies, maps and a bounded disk, on a model of Falcon's shape; hostile strings -----------
+
+HOSTILE = "a b'c\"$(touch canary);touch canary;`touch canary` &é*[x]?"
+"""Folders, files and words that a shell would take for commands, and patterns for more."""
 
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
-    """A checkout in which `falcon_tiny` is finished; do not change it."""
-    folder = checkout(tmp_path_factory.mktemp("falcon") / "less")
-    done = run(folder, config="experiments/falcon_tiny.yaml")
+    """A checkout in which `falcon_tiny` is finished under hostile names; do not change it."""
+    folder = checkout(tmp_path_factory.mktemp("falcon") / HOSTILE)
+    config = yaml.safe_load((folder / "experiments" / "falcon_tiny.yaml").read_text())
+    data = folder / f"{HOSTILE}data"
+    data.mkdir()
+    for dataset in config["datasets"].values():
+        name = f"{Path(dataset['path']).stem}'$.jsonl"
+        shutil.copy(folder / dataset["path"], data / name)
+        dataset["path"] = f"../{data.name}/{name}"
+    config |= {"scratch": f"logs/../{HOSTILE}scratch", "data_dir": f"tests/../{data.name}"}
+    config["description"] = f"{HOSTILE} {{x}} {{model}}\n\n.. include:: /etc/passwd\n"
+    (folder / "hostile.yaml").write_text(yaml.safe_dump(config))
+    (folder / "before.json").write_text(json.dumps([path.name for path in folder.iterdir()]))
+    done = run(folder, config="hostile.yaml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "GiB on disk at once" in done.stderr
     return folder
+
+
+def test_hostile_texts_run_as_what_they_are(studies):
+    """Nothing in them was run or read, and nothing lies outside the run's folders."""
+    assert not list(studies.parent.rglob("canary"))
+    assert [path.name for path in studies.parent.iterdir()] == [HOSTILE]
+    before = {*json.loads((studies / "before.json").read_text()), "before.json"}
+    made = {path.name for path in studies.iterdir()} - before
+    assert made == {f"{HOSTILE}scratch", "results", "logs", ".snakemake"}
+    for folder in (f"{HOSTILE}scratch", "results", "logs"):
+        assert [path.name for path in (studies / folder).iterdir()] == ["falcon_tiny"]
+    report = (studies / "results" / "falcon_tiny" / "report.html").read_text(encoding="utf-8")
+    assert "root:x:0" not in report
+    assert not planned(studies, "hostile.yaml")
+
+
+def test_every_rule_but_the_download_runs(studies):
+    texts = [path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")]
+    rules = re.findall(r"^(?:use rule \w+ as|rule) (\w+)", "".join(texts), re.MULTILINE)
+    events = (studies / "logs" / "falcon_tiny" / "run.jsonl").read_text().splitlines()
+    started = {json.loads(line).get("rule") for line in events if '"started"' in line}
+    assert started - {"all"} == set(rules) - {"fetch"}
 
 
 def test_studies_stand_in_the_tidy_table(studies):
@@ -234,7 +272,7 @@ def test_studies_stand_in_the_tidy_table(studies):
 
 
 def test_prompts_of_a_study_are_of_the_same_documents(studies):
-    prompts = studies / "scratch" / "falcon_tiny" / "prompts" / "falcon-untrained"
+    prompts = studies / f"{HOSTILE}scratch" / "falcon_tiny" / "prompts" / "falcon-untrained"
     short, long = (json.loads((prompts / f"notes-P{n}.json").read_text()) for n in (80, 96))
     names = [[sample["document"] for sample in each["samples"]] for each in (short, long)]
     assert names[0] == names[1]
@@ -252,7 +290,9 @@ def test_one_bundle_of_features_at_a_time(studies):
         for name in ("h2o-0.1", "h2o-0.2", "lambda-0.1", "h2o-0.1-R4")
     ]
     assert all(path.stat().st_mtime < second.st_mtime for path in trained)
-    assert not list((studies / "scratch" / "falcon_tiny" / "features").rglob("*.safetensors"))
+    assert not list(
+        (studies / f"{HOSTILE}scratch" / "falcon_tiny" / "features").rglob("*.safetensors")
+    )
 
 
 def test_maps_and_studies_are_drawn(studies):
@@ -699,6 +739,21 @@ def test_lint():
 # --- the report ------------------------------------------------------------------------------
 
 
+def walk(report, folder):
+    """What a person who clicks through a report sees: entries of its menu, and results.
+
+    No script of the page may fail, and none may ask for anything over a network.
+    """
+    script = (ROOT / "tests" / "walk_report.js").read_text(encoding="utf-8")
+    page, end = report.read_text(encoding="utf-8").rsplit("</body>", 1)
+    copy = folder / "walked.html"
+    copy.write_text(f"{page}<script>{script}</script></body>{end}", encoding="utf-8")
+    document, errors, asked = browse(copy, folder, seconds=100)
+    assert not errors
+    assert not asked
+    return json.loads(unescape(re.search("<title>(.*?)</title>", document, re.DOTALL)[1]))
+
+
 def test_report_opens_without_network_or_errors(finished, tmp_path):
     document, errors, asked = browse(finished / "results" / "smoke" / "report.html", tmp_path)
     for entry in (*TABLES.values(), *FIGURES.values()):
@@ -707,46 +762,30 @@ def test_report_opens_without_network_or_errors(finished, tmp_path):
     assert not asked
 
 
-def test_report_holds_every_table_and_figure_under_the_papers_sections(finished):
+def test_every_table_and_figure_is_reached_by_clicks(finished, tmp_path):
+    """Under the paper's sections, by its title, with a description; what opens is the file."""
     results = finished / "results" / "smoke"
-    report = (results / "report.html").read_text(encoding="utf-8")
+    seen = walk(results / "report.html", tmp_path)
     shown = {f"tables/{name}.html": entry for name, entry in TABLES.items()}
     shown |= {f"figures/{name}.svg": entry for name, entry in FIGURES.items()}
-    for path, entry in shown.items():
+    expected = {
+        (entry.section, entry.title): hashlib.sha256((results / path).read_bytes()).hexdigest()
+        for path, entry in shown.items()
+    }
+    found = {(result["entry"], result["title"]): result for result in seen["results"]}
+    pages = {key: found.pop(key)["sha256"] for key in [*found] if key not in expected}
+    assert {key: result["sha256"] for key, result in found.items()} == expected
+    assert {section for section, _ in pages} == {COMPARISON, PROVENANCE, TEXTS}
+    assert all(result["caption"] for result in seen["results"])
+    sections = sorted({entry.section for entry in shown.values()} | {key[0] for key in pages})
+    assert seen["entries"] == ["Workflow", "Statistics", "About", *sections]
+
+
+def test_report_holds_every_table_and_figure_as_it_is(finished):
+    """Without a browser: their bytes are in the page."""
+    results = finished / "results" / "smoke"
+    report = (results / "report.html").read_text(encoding="utf-8")
+    paths = [f"tables/{name}.html" for name in TABLES] + [f"figures/{name}.svg" for name in FIGURES]
+    for path in (*paths, "examples.html", "paper_vs_ours.html", "provenance.html"):
         content = base64.b64encode((results / path).read_bytes()).decode()
         assert f"base64,{content}" in report, f"{path} is not in the report"
-        assert json.dumps(entry.section) in report
-        assert json.dumps(entry.title) in report
-    for path in ("examples.html", "paper_vs_ours.html", "provenance.html"):
-        assert base64.b64encode((results / path).read_bytes()).decode() in report, path
-
-
-# --- hostile strings -------------------------------------------------------------------------
-
-HOSTILE = "a b'c\"$(touch canary);touch canary;`touch canary` &é*[x]?"
-
-
-def test_hostile_texts_run_as_what_they_are(tmp_path):
-    """Folders, files and words that a shell would take for commands; a few cheap jobs are run."""
-    folder = checkout(tmp_path / HOSTILE)
-    config = yaml.safe_load((folder / SMOKE).read_text())
-    (folder / f"{HOSTILE}data").mkdir()
-    for name in ("texts", "pairs", "questions"):
-        shutil.copy(folder / f"tests/data/{name}.jsonl", folder / f"{HOSTILE}data/{name}'$.jsonl")
-    for dataset in config["datasets"].values():
-        dataset["path"] = f"{Path(dataset['path']).stem}'$.jsonl"
-    config |= {"scratch": f"{HOSTILE}scratch", "data_dir": f"{HOSTILE}data"}
-    config["description"] = f"{HOSTILE} {{x}} {{model}}\n\n.. include:: /etc/passwd\n"
-    before = {path.name for path in tmp_path.iterdir()}
-    path = folder / "hostile.yaml"
-    path.write_text(yaml.safe_dump(config))
-    assert sum(planned(folder, path).values()) == 28
-    sample = f"{HOSTILE}scratch/smoke/samples/tiny/train-4.safetensors"
-    done = subprocess.run(
-        ["snakemake", sample, "--cores", "1", "--configfile", "hostile.yaml"],
-        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (folder / sample).is_file()
-    assert not list(tmp_path.rglob("canary"))
-    assert {path.name for path in tmp_path.iterdir()} == before

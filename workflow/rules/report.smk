@@ -43,7 +43,7 @@ rule tables:
                 RESULTS / "tables" / f"{name}.html",
                 category=shown.section,
                 caption=f"../report/{name}.rst",
-                labels={"shows": shown.title, "as": "table"},
+                labels=titled(shown.title),
             )
             for name, shown in TABLES.items()
         ],
@@ -74,7 +74,7 @@ rule compare:
             RESULTS / "paper_vs_ours.html",
             category=COMPARISON,
             caption="../report/paper_vs_ours.rst",
-            labels={"shows": "The paper's numbers and ours", "as": "table"},
+            labels=titled("The paper's numbers and ours"),
         ),
         markdown=RESULTS / "paper_vs_ours.md",
     log:
@@ -112,7 +112,7 @@ rule plot:
                 RESULTS / "figures" / f"{name}.svg",
                 category=shown.section,
                 caption=f"../report/{name}.rst",
-                labels={"shows": shown.title, "as": "figure"},
+                labels=titled(shown.title),
             )
             for name, shown in FIGURES.items()
         ],
@@ -150,7 +150,7 @@ rule provenance:
             RESULTS / "provenance.html",
             category=PROVENANCE,
             caption="../report/provenance.rst",
-            labels={"shows": "Provenance", "as": "page"},
+            labels=titled("Provenance"),
         ),
     log:
         LOGS / "provenance.log",

@@ -85,7 +85,7 @@ rule examples:
             RESULTS / "examples.html",
             category=TEXTS,
             caption="../report/examples.rst",
-            labels={"shows": "Figures 2, 12, 13: Summaries side by side", "as": "page"},
+            labels=titled("Figures 2, 12, 13: Summaries side by side"),
         ),
         markdown=RESULTS / "examples.md",
     log:
