@@ -44,12 +44,12 @@ rule all:
     input:
         # The tidy table lies in scratch, so a checkout that carries committed results but no
         # scratch runs everything.
-        SCRATCH / "tidy.parquet",
+        TIDY,
         tables(),
         figures(),
         examples(),
         comparison(),
-        RESULTS / "report.html",
+        results("report.html"),
 
 
 # A part of the grid that a long experiment can be run by: the measurements of one policy.

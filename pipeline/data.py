@@ -5,9 +5,11 @@ gives rows (dicts), and documents and pairs are views of rows. Sources and their
 
 - ``aclsum``: ``split`` (train, validation, test). Rows: id, title, text, document, summary.
 - ``wikipedia_sample``. Rows: id, text.
-- ``jsonl``: ``path``, relative to the data folder if there is one.
-- ``hub``: ``path``, ``split``, and optionally ``name``, ``revision``, ``stream``; ``local``, a
-  path under the data folder, is read instead where it exists.
+- ``jsonl``: ``path``.
+- ``hub``: ``path``, ``split``, and optionally ``name``, ``revision``, ``stream``.
+
+Readers are given the file that a data set is read from: the package's file, JSON lines, or for the
+hub JSON lines that stand for it, if there are any. Which file that is, the workflow decides.
 
 Any source takes ``limit`` (rows to read), and ``field``, ``document_field`` and ``summary_field``
 (which field is which; by default text, document, summary).
@@ -31,7 +33,7 @@ from xml.etree import ElementTree
 import torch
 
 from pipeline.errors import ConfigError, DataError, unknown
-from pipeline.packages import downloaded
+from pipeline.packages import checked
 from pipeline.retry import persistently
 
 if TYPE_CHECKING:
@@ -81,31 +83,30 @@ class Windows(NamedTuple):
     """Whitespace-separated words in each window's text."""
 
 
-def load_documents(spec: Spec, *, downloads: Path, data_dir: Path | None = None) -> list[Document]:
+def load_documents(spec: Spec, file: Path | None = None) -> list[Document]:
     """The texts of a data set, in its order; raises as :func:`load_rows`."""
     field = spec.get("field", "text")
-    rows = load_rows(spec, downloads=downloads, data_dir=data_dir)
+    rows = load_rows(spec, file)
     texts = [_field(row, field, spec) for row in rows]
     return [Document(name, text) for name, text in zip(_ids(rows), texts, strict=True)]
 
 
-def load_pairs(spec: Spec, *, downloads: Path, data_dir: Path | None = None) -> list[Pair]:
+def load_pairs(spec: Spec, file: Path | None = None) -> list[Pair]:
     """The document–summary pairs of a data set, in its order; raises as :func:`load_rows`."""
     document, summary = (spec.get(f"{x}_field", x) for x in ("document", "summary"))
-    rows = load_rows(spec, downloads=downloads, data_dir=data_dir)
+    rows = load_rows(spec, file)
     return [
         Pair(name, _field(row, document, spec), _field(row, summary, spec))
         for name, row in zip(_ids(rows), rows, strict=True)
     ]
 
 
-def load_rows(spec: Spec, *, downloads: Path, data_dir: Path | None = None) -> list[Row]:
+def load_rows(spec: Spec, file: Path | None = None) -> list[Row]:
     """The rows of a data set.
 
     Args:
         spec: what to read, see the module's documentation.
-        downloads: folder of the files that `less fetch` got.
-        data_dir: folder of local copies of data sets, if there is one.
+        file: what it is read from; None for the hub, and for the ``path`` of ``jsonl``.
 
     Raises:
         ConfigError: an unknown source, or one that lacks a key.
@@ -114,7 +115,7 @@ def load_rows(spec: Spec, *, downloads: Path, data_dir: Path | None = None) -> l
     source = _key(spec, "source")
     if source not in READERS:
         raise unknown("data source", source, READERS)
-    rows = list(islice(READERS[source](spec, downloads, data_dir), spec.get("limit")))
+    rows = list(islice(READERS[source](spec, file), spec.get("limit")))
     if not rows:
         raise DataError(f"{_name(spec)} has no rows.")
     return rows
@@ -149,12 +150,12 @@ def _field(row: Row, field: str, spec: Spec) -> str:
     return row[field]  # type: ignore[no-any-return]
 
 
-def _aclsum(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
+def _aclsum(spec: Spec, file: Path | None) -> Iterator[Row]:
     """Whole papers (title, abstract, paragraphs), and what their summaries were written from."""
     split = _key(spec, "split")
     if split not in ACLSUM_SPLITS:
         raise unknown("split of aclsum", split, ACLSUM_SPLITS)
-    with zipfile.ZipFile(downloaded("aclsum", downloads)) as archive:
+    with zipfile.ZipFile(checked("aclsum", file)) as archive:
         listing = archive.read(f"aclsum/dataset/{ACLSUM_SPLITS[split]}.jsonl").decode()
         for row in map(json.loads, listing.splitlines()):
             paper = json.loads(archive.read(f"aclsum/dataset/paper_jsons/{row['id']}.json"))
@@ -173,9 +174,9 @@ def _aclsum(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]
             }
 
 
-def _wikipedia_sample(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
+def _wikipedia_sample(spec: Spec, file: Path | None) -> Iterator[Row]:
     """Articles of the dump in its order, without redirects, stubs and pages about Wikipedia."""
-    with bz2.open(downloaded("gensim", downloads)) as dump:
+    with bz2.open(checked("gensim", file)) as dump:
         for title, markup in _articles(dump):
             text = plain_text(markup)
             if len(text.split()) >= SHORTEST_ARTICLE_WORDS:
@@ -218,9 +219,9 @@ def plain_text(markup: str) -> str:
     return "\n\n".join(line for line in lines if line and not line.startswith(TABLE_LINES))
 
 
-def _jsonl(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
+def _jsonl(spec: Spec, file: Path | None) -> Iterator[Row]:
     """Rows of a local file."""
-    return _read_jsonl((data_dir or Path()) / _key(spec, "path"))
+    return _read_jsonl(file or Path(_key(spec, "path")))
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
@@ -237,11 +238,10 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
         raise DataError(f"{path} is not one JSON object a line ({error}).") from error
 
 
-def _hub(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
+def _hub(spec: Spec, file: Path | None) -> Iterator[Row]:
     """Rows of a hub data set, or of its local copy."""
-    local = spec.get("local")
-    if data_dir is not None and local is not None and (data_dir / local).is_file():
-        yield from _read_jsonl(data_dir / local)
+    if file is not None:
+        yield from _read_jsonl(file)
         return
 
     import datasets
@@ -267,16 +267,14 @@ def _hub(spec: Spec, downloads: Path, data_dir: Path | None) -> Iterator[Row]:
     try:
         yield from persistently(attempt, final)
     except Exception as error:  # those of its network library have no base that it names
-        instead = f"put a copy as JSON lines at {(data_dir or Path('data_dir')) / (local or '…')}"
-        if data_dir is None or local is None:
-            instead += " and name both in config (data_dir, and local in the data set)"
         raise DataError(
-            f"cannot read the data set '{_name(spec)}': {first_line(error)}. "
-            f"Without the hub, {instead}."
+            f"cannot read the data set '{_name(spec)}': {first_line(error)}. Without the hub, put "
+            f"a copy as JSON lines at {Path('data_dir') / spec.get('local', '…')} and name both "
+            "in config (data_dir, and local in the data set)."
         ) from error
 
 
-READERS: dict[str, Callable[[Spec, Path, Path | None], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Spec, Path | None], Iterator[Row]]] = {
     "aclsum": _aclsum,
     "wikipedia_sample": _wikipedia_sample,
     "jsonl": _jsonl,

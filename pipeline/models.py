@@ -40,7 +40,7 @@ from pipeline.attention import attach
 from pipeline.errors import ConfigError, DataError, unknown
 from pipeline.files import CHECKSUMS, check_folder, save_checksums, whole_folder
 from pipeline.hub import discard_damaged, first_line, lasting
-from pipeline.packages import downloaded
+from pipeline.packages import checked
 from pipeline.retry import persistently
 
 __all__ = [
@@ -129,11 +129,14 @@ def load_tokenizer(source: Weights) -> PreTrainedTokenizerBase:
     return byte_tokenizer() if _kind(source) == "random" else _from_folder(AutoTokenizer, source)
 
 
-def materialise(weights: Weights, downloads: Path, out: Path) -> None:
+def materialise(weights: Weights, out: Path, package: Path | None = None) -> None:
     """Make ``out`` a `transformers` folder of ``weights``: config, safetensors and tokenizer.
 
     Files that are on disk already (hub cache, local folder) are linked, not copied. The folder
     appears when it is whole.
+
+    Args:
+        package: the file of weights that are a package's.
 
     Raises:
         ConfigError: as :func:`load_model`.
@@ -144,7 +147,7 @@ def materialise(weights: Weights, downloads: Path, out: Path) -> None:
     if out.exists() and any(out.iterdir()):  # it may be somebody's only copy
         raise DataError(f"{out} exists already; delete it to make it again.")
     with whole_folder(out) as partial:
-        MAKERS[_kind(weights)](weights, downloads, partial)
+        MAKERS[_kind(weights)](weights, package, partial)
         save_checksums(partial)
 
 
@@ -287,20 +290,20 @@ def _random_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
     return config
 
 
-def _make_random(weights: Mapping[str, Any], downloads: Path, out: Path) -> None:
+def _make_random(weights: Mapping[str, Any], package: Path | None, out: Path) -> None:
     load_model(weights).save_pretrained(out)
     load_tokenizer(weights).save_pretrained(out)
 
 
-def _make_link(weights: Mapping[str, Any], downloads: Path, out: Path) -> None:
+def _make_link(weights: Mapping[str, Any], package: Path | None, out: Path) -> None:
     for path in _folder(weights).iterdir():
         if path.is_file() and path.name != CHECKSUMS:
             (out / path.name).symlink_to(path.resolve())
 
 
-def _make_converted(weights: Mapping[str, Any], downloads: Path, out: Path) -> None:
+def _make_converted(weights: Mapping[str, Any], package: Path | None, out: Path) -> None:
     """Dequantise a package's GGUF file to float32."""
-    path = downloaded(weights["package"], downloads)
+    path = checked(weights["package"], package)
     model: Any
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -318,7 +321,7 @@ def _make_converted(weights: Mapping[str, Any], downloads: Path, out: Path) -> N
     tokenizer.save_pretrained(out)
 
 
-MAKERS: dict[str, Callable[[Mapping[str, Any], Path, Path], None]] = {
+MAKERS: dict[str, Callable[[Mapping[str, Any], Path | None, Path], None]] = {
     "package": _make_converted,
     "hub": _make_link,
     "folder": _make_link,

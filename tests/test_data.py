@@ -85,12 +85,16 @@ def packaged(tmp_path, monkeypatch):
     return tmp_path
 
 
+def file_of(folder, package):
+    return folder / get_package(package).file
+
+
 def test_wiki_markup_is_stripped():
     assert plain_text(MARKUP) == PLAIN
 
 
 def test_wikipedia_has_articles_only(packaged):
-    documents = load_documents({"source": "wikipedia_sample"}, downloads=packaged)
+    documents = load_documents({"source": "wikipedia_sample"}, file_of(packaged, "gensim"))
     assert [document.id for document in documents] == ["Long", "Another"]
     assert documents[0].text.startswith("Long\n\nAn aardvark")
 
@@ -98,28 +102,28 @@ def test_wikipedia_has_articles_only(packaged):
 def test_aclsum(packaged):
     spec = {"source": "aclsum", "split": "validation"}
     text = "A title\n\nAn abstract.\n\nFirst.\n\nSecond."
-    assert load_documents(spec, downloads=packaged) == [Document("P00-1", text)]
-    assert load_pairs(spec, downloads=packaged) == [
+    assert load_documents(spec, file_of(packaged, "aclsum")) == [Document("P00-1", text)]
+    assert load_pairs(spec, file_of(packaged, "aclsum")) == [
         ("P00-1", "A. B. C. D.", "Hard. Tried. Worked.")
     ]
 
 
 def test_damaged_packages(packaged):
     for name, source in (("gensim", "wikipedia_sample"), ("aclsum", "aclsum")):
-        path = packaged / get_package(name).file
+        path = file_of(packaged, name)
         path.write_bytes(path.read_bytes()[:100])
         with pytest.raises(DamagedError, match=r"is damaged .*SHA-256.*make it again"):
-            load_rows({"source": source, "split": "validation"}, downloads=packaged)
+            load_rows({"source": source, "split": "validation"}, path)
 
 
 def test_local_lines(tmp_path):
     write_lines(tmp_path / "a.jsonl", [{"body": "one", "id": 7}, {"body": "two", "id": 8}])
     spec = {"source": "jsonl", "path": str(tmp_path / "a.jsonl"), "field": "body"}
-    assert load_documents(spec, downloads=tmp_path) == [Document("7", "one"), Document("8", "two")]
-    spec |= {"path": "a.jsonl", "limit": 1}
-    assert load_documents(spec, downloads=tmp_path, data_dir=tmp_path) == [Document("7", "one")]
+    assert load_documents(spec) == [Document("7", "one"), Document("8", "two")]
+    spec |= {"path": "elsewhere.jsonl", "limit": 1}
+    assert load_documents(spec, tmp_path / "a.jsonl") == [Document("7", "one")]
     pair = spec | {"document_field": "body", "summary_field": "body"}
-    assert load_pairs(pair, downloads=tmp_path, data_dir=tmp_path) == [("7", "one", "one")]
+    assert load_pairs(pair, tmp_path / "a.jsonl") == [("7", "one", "one")]
 
 
 def test_every_row_has_a_name_of_its_own():
@@ -129,19 +133,19 @@ def test_every_row_has_a_name_of_its_own():
 
 
 def test_a_local_copy_serves_instead_of_the_hub(tmp_path, offline):
-    write_lines(tmp_path / "c4" / "train.jsonl", [{"text": "one"}, {"text": "two"}])
+    write_lines(tmp_path / "train.jsonl", [{"text": "one"}, {"text": "two"}])
     spec = {"source": "hub", "path": "allenai/c4", "split": "train", "local": "c4/train.jsonl"}
-    documents = load_documents(spec, downloads=tmp_path, data_dir=tmp_path)
+    documents = load_documents(spec, tmp_path / "train.jsonl")
     assert documents == [Document("0", "one"), Document("1", "two")]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_no_hub(tmp_path, offline, stream):
+def test_no_hub(offline, stream):
     spec = {"source": "hub", "path": "allenai/c4", "name": "en", "split": "train", "stream": stream}
     with pytest.raises(DataError, match=r"'hub allenai/c4 en train'.*data_dir, and local"):
-        load_rows(spec, downloads=tmp_path)
-    with pytest.raises(DataError, match=f"JSON lines at {tmp_path}/c4.jsonl"):
-        load_rows(spec | {"local": "c4.jsonl"}, downloads=tmp_path, data_dir=tmp_path)
+        load_rows(spec)
+    with pytest.raises(DataError, match=r"JSON lines at data_dir/c4\.jsonl"):
+        load_rows(spec | {"local": "c4.jsonl"})
 
 
 @pytest.mark.parametrize(
@@ -158,11 +162,12 @@ def test_no_hub(tmp_path, offline, stream):
         ({"source": "jsonl", "path": "good.jsonl"}, DataError, "'text'; its fields: page"),
     ],
 )
-def test_errors(tmp_path, spec, error, message):
+def test_errors(tmp_path, monkeypatch, spec, error, message):
+    monkeypatch.chdir(tmp_path)
     for name, text in (("empty", ""), ("bad", "{"), ("list", "[]"), ("good", '{"page": "x"}')):
-        (tmp_path / f"{name}.jsonl").write_text(text)
+        Path(f"{name}.jsonl").write_text(text)
     with pytest.raises(error, match=message):
-        load_documents(spec, downloads=tmp_path, data_dir=tmp_path)
+        load_documents(spec)
 
 
 def texts(*lengths):
@@ -226,16 +231,16 @@ def test_real_packages(downloads):
     sizes = {"train": 100, "validation": 50, "test": 100}
     ids = {}
     for split, size in sizes.items():
-        papers = load_documents({"source": "aclsum", "split": split}, downloads=downloads)
+        papers = load_documents({"source": "aclsum", "split": split}, file_of(downloads, "aclsum"))
         assert len(papers) == size
         assert sorted(len(paper.text.split()) for paper in papers)[size // 2] > 3000
         ids[split] = {paper.id for paper in papers}
-        pairs = load_pairs({"source": "aclsum", "split": split}, downloads=downloads)
+        pairs = load_pairs({"source": "aclsum", "split": split}, file_of(downloads, "aclsum"))
         assert [pair.id for pair in pairs] == [paper.id for paper in papers]
         assert all(20 < len(pair.summary.split()) < 200 for pair in pairs)
     assert len(set.union(*ids.values())) == sum(sizes.values())
 
-    articles = load_documents({"source": "wikipedia_sample"}, downloads=downloads)
+    articles = load_documents({"source": "wikipedia_sample"}, file_of(downloads, "gensim"))
     assert len(articles) == 103
     text = " ".join(article.text for article in articles)
     assert len(text.split()) > 400_000
@@ -243,11 +248,10 @@ def test_real_packages(downloads):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not here")
-def test_shared_data(offline, tmp_path):
+def test_shared_data(offline):
     spec = {"source": "hub", "path": "EleutherAI/wikitext_document_level", "split": "test"}
-    spec |= {"field": "page", "local": "wikitext2/test.jsonl"}
-    assert len(load_documents(spec, downloads=tmp_path, data_dir=SHARED)) == 62
+    spec |= {"field": "page"}
+    assert len(load_documents(spec, SHARED / "wikitext2" / "test.jsonl")) == 62
     spec = {"source": "hub", "path": "abisee/cnn_dailymail", "split": "test", "limit": 10}
-    spec |= {"local": "cnn_dailymail/test.jsonl"}
     spec |= {"document_field": "article", "summary_field": "highlights"}
-    assert len(load_pairs(spec, downloads=tmp_path, data_dir=SHARED)) == 10
+    assert len(load_pairs(spec, SHARED / "cnn_dailymail" / "test.jsonl")) == 10

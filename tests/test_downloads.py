@@ -7,7 +7,6 @@ import zipfile
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
@@ -131,7 +130,7 @@ def test_a_registry_that_fails_twice_is_asked_again(registry, tmp_path, faults, 
     registry.faults[:] = faults
     out = tmp_path / "downloads" / "toy.bin"
     packages.fetch("toy", out)
-    assert packages.downloaded("toy", out.parent).read_bytes() == b"data" * 10_000
+    assert packages.checked("toy", out).read_bytes() == b"data" * 10_000
     assert registry.served == [*faults, None]
     assert names(out.parent) == ["toy.bin"]
     assert "try 1 of 3: " in capsys.readouterr().err
@@ -199,7 +198,7 @@ def hub_model(server, monkeypatch, tmp_path):
 )
 def test_a_hub_that_fails_twice_is_asked_again(hub_model, tmp_path, faults):
     hub_model.faults[:] = faults
-    materialise({"hub": "a/model"}, tmp_path, tmp_path / "model")
+    materialise({"hub": "a/model"}, tmp_path / "model")
     assert models.load_model(tmp_path / "model").config.hidden_size == 8
     assert hub_model.served[: len(faults)] == faults
     made = (tmp_path / "made" / "model.safetensors").read_bytes()
@@ -209,16 +208,16 @@ def test_a_hub_that_fails_twice_is_asked_again(hub_model, tmp_path, faults):
 def test_a_hub_that_always_gives_other_bytes_is_not_believed(hub_model, tmp_path):
     hub_model.faults[:] = ["wrong"] * 9
     with pytest.raises(DataError, match=r"cannot get the model 'a/model'.*model\.safetensors in t"):
-        materialise({"hub": "a/model"}, tmp_path, tmp_path / "model")
+        materialise({"hub": "a/model"}, tmp_path / "model")
     assert not (tmp_path / "model").exists()
     assert hub_model.served == ["wrong"] * retry.TRIES
     assert not list((tmp_path / "hub").rglob("snapshots/*/model.safetensors"))
     hub_model.faults.clear()
-    materialise({"hub": "a/model"}, tmp_path, tmp_path / "model")
+    materialise({"hub": "a/model"}, tmp_path / "model")
 
 
 def test_damage_in_the_hubs_cache_is_found_and_downloaded_again(hub_model, tmp_path):
-    materialise({"hub": "a/model"}, tmp_path, tmp_path / "model")
+    materialise({"hub": "a/model"}, tmp_path / "model")
     made = tmp_path / "made"
     for name in ("model.safetensors", "config.json"):
         cached = (tmp_path / "model" / name).resolve()
@@ -226,21 +225,21 @@ def test_damage_in_the_hubs_cache_is_found_and_downloaded_again(hub_model, tmp_p
         with pytest.raises(DamagedError, match=name):
             models.load_model(tmp_path / "model")
         seals.remove(tmp_path / "model")
-        materialise({"hub": "a/model"}, tmp_path, tmp_path / "model")
+        materialise({"hub": "a/model"}, tmp_path / "model")
         assert (tmp_path / "model" / name).read_bytes() == (made / name).read_bytes()
 
 
 def test_a_hub_that_cannot_be_reached(hub_model, tmp_path, capsys):
     hub_model.server_close()
     with pytest.raises(DataError, match=r"cannot get the model 'a/model'.*folder: PATH"):
-        materialise({"hub": "a/model"}, tmp_path, tmp_path / "model")
+        materialise({"hub": "a/model"}, tmp_path / "model")
     assert "try 2 of 3" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
 
 
 def test_a_model_that_the_hub_does_not_have_is_asked_for_once(hub_model, tmp_path, capsys):
     with pytest.raises(DataError, match="cannot get the model 'a/other'"):
-        materialise({"hub": "a/other"}, tmp_path, tmp_path / "model")
+        materialise({"hub": "a/other"}, tmp_path / "model")
     assert "try" not in capsys.readouterr().err
 
 
@@ -258,6 +257,6 @@ def test_a_data_set_of_a_hub_that_fails_twice(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(retry, "FIRST_WAIT_S", 0)
     spec = {"source": "hub", "path": "a/texts", "split": "train"}
-    assert load_rows(spec, downloads=Path()) == [{"text": "one"}]
+    assert load_rows(spec) == [{"text": "one"}]
     with pytest.raises(DataError, match="cannot read the data set 'hub a/texts train': no"):
-        load_rows(spec, downloads=Path())
+        load_rows(spec)

@@ -114,7 +114,7 @@ def test_every_file_of_a_models_folder_is_checked(tmp_path):
                    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     }  # fmt: skip
     folder = tmp_path / "model"
-    materialise(weights, tmp_path, folder)
+    materialise(weights, folder)
     assert models.load_model(folder).config.hidden_size == 8
     for name in names(folder):
         path = folder / name
@@ -200,7 +200,7 @@ def test_a_folder_is_set_aside_as_one(tmp_path):
 def test_what_is_given_to_generate_is_not_marked(tmp_path, capsys):
     weights = {"random": {"architecture": "llama", "hidden_size": 8, "intermediate_size": 8,
                           "num_hidden_layers": 1, "num_attention_heads": 2}}  # fmt: skip
-    materialise(weights, tmp_path, tmp_path / "model")
+    materialise(weights, tmp_path / "model")
     kernels = tmp_path / "mine.safetensors"
     kernels.write_bytes(b"")
     words = ["generate", "--model", str(tmp_path / "model"), "--policy", "h2o", "--budget", "4",
@@ -338,7 +338,7 @@ def dumping(tmp_path_factory):
         "random": {"architecture": "llama", "hidden_size": 32, "intermediate_size": 8,
                    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
     }  # fmt: skip
-    materialise(weights, folder, folder / "model")
+    materialise(weights, folder / "model")
     tokens = torch.randint(0, 256, (50, 250), generator=torch.Generator().manual_seed(0))
     save_tensors(folder / "samples", {"tokens": tokens.int()}, "samples")
     return ["dump", "--model", str(folder / "model"), "--samples", str(folder / "samples"),

@@ -162,14 +162,19 @@ def test_maps_step_writes_every_head_under_every_policy(tmp_path):
     tokens = torch.randint(0, 64, (2, 40), dtype=torch.int32)
     save_tensors(tmp_path / "s.safetensors", {"tokens": tokens}, "samples", documents=["a", "b"])
     words = ["--model", str(folder), "--samples", str(tmp_path / "s.safetensors"), "--budget", "8"]
-    words += ["--policies", f"h2o={tmp_path / 'k.safetensors'}", "lambda"]
+    words += ["--policies", "h2o", "lambda"]
     words += ["--out", str(out), "--spectrum", str(tmp_path / "spectrum.parquet")]
-    assert main(["maps", *words, "--heads", "0:1", "1:0"]) == 0
+    kernels = [str(tmp_path / "k.safetensors")] * 2
+    assert main(["maps", *words, "--heads", "0:1", "1:0", "--kernels", *kernels]) == 0
     maps, header = load_tensors(out, "attention maps")
-    kinds = ("full", "h2o", "h2o+less", "lambda")
+    kinds = ("full", "h2o", "h2o+less", "lambda", "lambda+less")
     assert set(maps) == {f"{head}.{kind}" for head in ("l0.h1", "l1.h0") for kind in kinds}
     assert header["document"] == "a"
     assert header["tokens"] == 40
     spectrum = load_table(tmp_path / "spectrum.parquet")
     assert set(spectrum["kind"]) == {"full", "residual", "recovered"}
+    assert main(["maps", *words, "--heads", "0:1"]) == 0
+    bare = {f"l0.h1.{kind}" for kind in ("full", "h2o", "lambda")}
+    assert set(load_tensors(out, "attention maps")[0]) == bare
+    assert main(["maps", *words, "--heads", "0:1", "--kernels", kernels[0]]) == 1
     assert main(["maps", *words, "--heads", "9:0"]) == 1

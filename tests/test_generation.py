@@ -71,7 +71,7 @@ def test_stop_text_ends_and_is_cut_off(model):
 
 def test_command(tmp_path, capsys):
     folder = tmp_path / "model"
-    materialise(RANDOM, tmp_path, folder)
+    materialise(RANDOM, folder)
     heads, build = Heads(4, 2, 8), {"kernel_size": 8, "hidden_size": 16}
     kernels = {i: get_kernel("less", **vars(heads), **build) for i in range(2)}
     save_kernels(tmp_path / "kernels.safetensors", kernels, heads, build)

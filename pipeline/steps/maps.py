@@ -6,6 +6,7 @@ Queries and keys are those of the full model on one window of text.
 from __future__ import annotations
 
 import argparse
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--heads", type=layer_and_head, nargs="+", required=True, metavar="LAYER:HEAD"
     )
+    parser.add_argument("--policies", nargs="+", required=True)
     parser.add_argument(
-        "--policies", type=policy_and_kernels, nargs="+", required=True, metavar="POLICY[=KERNELS]"
+        "--kernels", type=Path, nargs="*", default=[], help="for each policy; none: the bare ones"
     )
     parser.add_argument("--budget", type=int, required=True, help="tokens")
     parser.add_argument("--scores", default="cached", help="cached or full")
@@ -57,12 +59,6 @@ def layer_and_head(text: str) -> tuple[int, int]:
     """``3:5`` to (3, 5)."""
     layer, _, head = text.partition(":")
     return int(layer), int(head)
-
-
-def policy_and_kernels(text: str) -> tuple[str, Path | None]:
-    """``h2o=path`` to ("h2o", path)."""
-    name, _, path = text.partition("=")
-    return name, Path(path) if path else None
 
 
 def pooled(rows: torch.Tensor) -> torch.Tensor:
@@ -104,10 +100,13 @@ def run(args: argparse.Namespace) -> None:
                 f"there is no head {head} in layer {layer}: the model has {shape.num_layers} "
                 f"layers of {shape.num_heads} heads."
             )
-    shown = [
-        Shown(policy, None if path is None else kernels_for(model, path))
-        for policy, path in args.policies
-    ]
+    if len(args.kernels) not in (0, len(args.policies)):
+        raise ConfigError(
+            f"{len(args.policies)} --policies have {len(args.kernels)} --kernels; give one for "
+            "each, in the same order, or none."
+        )
+    kernels = [kernels_for(model, path) for path in args.kernels]
+    shown = [Shown(*each) for each in zip_longest(args.policies, kernels)]
     maps: dict[str, torch.Tensor] = {}
     spectra: list[pd.DataFrame] = []
 
@@ -132,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
     with record(model, receive):
         model(tokens, use_cache=False, logits_to_keep=1)
     about = {
-        "heads": args.heads, "policies": [name for name, _ in args.policies],
+        "heads": args.heads, "policies": args.policies,
         "budget": args.budget, "document": header["documents"][0], "tokens": tokens.shape[1],
     }  # fmt: skip
     save_tensors(args.out, maps, "attention maps", **about)

@@ -17,11 +17,11 @@ from pipeline.summaries import choose_samples, get_template
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``less prompts``."""
     parser.add_argument("--dataset", type=json.loads, required=True, help="data set, as JSON")
+    parser.add_argument("--dataset-file", nargs="?", type=Path, help="that it is read from")
     parser.add_argument("--template", required=True, help="name in resources/prompts.yaml")
     parser.add_argument("--shots", type=int, default=0, help="demonstrations in each prompt")
     parser.add_argument("--shots-from", type=json.loads, help="their data set, as JSON")
-    parser.add_argument("--downloads", type=Path, required=True, help="folder of fetched packages")
-    parser.add_argument("--data-dir", type=Path, help="folder of local JSONL data sets")
+    parser.add_argument("--shots-file", nargs="?", type=Path, help="that they are read from")
     parser.add_argument("--model", type=Path, required=True, help="folder that holds the tokenizer")
     parser.add_argument("--room", type=int, required=True, help="longest prompt in tokens")
     parser.add_argument("--cut", type=int, help="cut documents so that prompts have this length")
@@ -42,15 +42,15 @@ def run(args: argparse.Namespace) -> None:
     def length(text: str) -> int:
         return len(tokenizer(text, verbose=False)["input_ids"])
 
-    def pairs(spec: Mapping[str, Any]) -> list[Pair]:
+    def pairs(spec: Mapping[str, Any], file: Path | None) -> list[Pair]:
         rest = {key: value for key, value in spec.items() if key != "documents"}
         start, stop = spec.get("documents", [0, None])
-        return load_pairs(rest, downloads=args.downloads, data_dir=args.data_dir)[start:stop]
+        return load_pairs(rest, file)[start:stop]
 
     template = get_template(args.template)
     samples, skipped = choose_samples(
-        pairs(args.dataset), template, length, args.room, args.count, args.seed,
-        shots=args.shots, pool=pairs(args.shots_from) if args.shots else (),
+        pairs(args.dataset, args.dataset_file), template, length, args.room, args.count, args.seed,
+        shots=args.shots, pool=pairs(args.shots_from, args.shots_file) if args.shots else (),
         cut=None if args.cut is None else (args.cut, args.longest_cut or args.cut),
     )  # fmt: skip
     print(f"{len(samples)} prompts; {len(skipped)} documents were too long", file=sys.stderr)

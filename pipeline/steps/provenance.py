@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--inputs", type=Path, nargs="*", default=[], help="files and folders to hash"
     )
+    parser.add_argument("--names", type=Path, nargs="*", help="what the record calls the inputs")
     parser.add_argument(
         "--results", type=Path, nargs="*", default=[], help="files beside --out to hash"
     )
@@ -69,20 +70,23 @@ def installed() -> dict[str, str | None]:
     return {name: found.get(name) for name in PACKAGES}
 
 
-def hashes(paths: Iterable[Path]) -> dict[str, str]:
+def hashes(paths: Sequence[Path], names: Sequence[Path] | None = None) -> dict[str, str]:
     """SHA-256 of files, and of every file in folders.
+
+    Args:
+        names: what to call the files and folders, where copies of them are hashed.
 
     Raises:
         DataError: one cannot be read.
     """
-    files = [
-        file
-        for path in paths
+    files = {
+        name / file.relative_to(path): file
+        for path, name in zip(paths, names or paths, strict=True)
         for file in (sorted(path.rglob("*")) if path.is_dir() else [path])
         if not file.is_dir() and not file.name.startswith(".")
-    ]
+    }
     try:
-        return {str(file): sha256(file) for file in files}
+        return {str(name): sha256(file) for name, file in files.items()}
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}.") from error
 
@@ -120,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
         "packages": installed(),
         "environment": hashes([LOCK] if LOCK.exists() else []).get(str(LOCK)),
         "hardware": hardware(),
-        "inputs": hashes(args.inputs),
+        "inputs": hashes(args.inputs, args.names),
         "results": {
             Path(path).relative_to(args.out.parent).as_posix(): digest
             for path, digest in hashes(args.results).items()

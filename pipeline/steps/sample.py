@@ -15,8 +15,7 @@ from pipeline.tensors import save_tensors
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``less sample``."""
     parser.add_argument("--dataset", type=json.loads, required=True, help="data set, as JSON")
-    parser.add_argument("--downloads", type=Path, required=True, help="folder of fetched packages")
-    parser.add_argument("--data-dir", type=Path, help="folder of local JSONL data sets")
+    parser.add_argument("--dataset-file", nargs="?", type=Path, help="that it is read from")
     parser.add_argument("--model", type=Path, required=True, help="folder that holds the tokenizer")
     parser.add_argument("--length", type=int, required=True, help="tokens a window")
     parser.add_argument("--count", type=int, required=True, help="windows")
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
 
     spec = dict(args.dataset)
     start, stop = spec.pop("documents", [0, None])
-    documents = load_documents(spec, downloads=args.downloads, data_dir=args.data_dir)[start:stop]
+    documents = load_documents(spec, args.dataset_file)[start:stop]
     windows = sample_windows(
         documents, load_tokenizer(args.model), args.length, args.count, args.seed, pack=args.pack
     )

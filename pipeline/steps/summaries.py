@@ -53,9 +53,9 @@ def cell_identity(args: argparse.Namespace) -> str:
     return identity(
         "summaries",
         args.model,
-        [args.prompts, *(path for _, path in args.kernels)],
+        [args.prompts, *args.kernels],
         options={name: getattr(args, name) for name in names},
-        sparsities=[sparsity for sparsity, _ in args.kernels],
+        sparsities=args.train_sparsities,
     )
 
 

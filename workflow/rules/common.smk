@@ -20,10 +20,11 @@ from pipeline.errors import LessError
 from pipeline.expectations import bundles_at_once, expectations
 from pipeline.files import sha256
 from pipeline.methods import METHODS
-from pipeline.packages import packages
+from pipeline.packages import package_of_source, packages
 from pipeline.recorder import Recorder
 from pipeline.runs import NAME
 from pipeline.seals import set_aside
+from pipeline.sources import ROOT as PACKAGE
 from pipeline.sources import code_of
 from pipeline.summaries import get_template
 
@@ -49,12 +50,22 @@ def set_damaged_aside():
         set_aside(folder)
 
 
+if workflow.storage_settings.default_storage_provider == "s3":
+    from snakemake_storage_plugin_s3 import StorageObject
+
+    # The plugin (0.3.6) remembers that a folder is absent, and would never see that a job made it.
+    StorageObject.is_dir = lambda self: any(self.get_subkeys())
+
+
 SCRATCH = Path(CONFIG["scratch"]) / CONFIG["experiment"]
 DOWNLOADS = Path(CONFIG["scratch"]) / "downloads"
 
 RESULTS = Path("results") / CONFIG["experiment"]
 LOGS = Path("logs") / CONFIG["experiment"]
 BENCHMARKS = SCRATCH / "benchmarks"
+# From here on everything is made where Snakemake runs, and stays there, also where there is no
+# shared file system: it is small, and people look at it.
+TIDY = local(SCRATCH / "tidy.parquet")
 
 MODELS, TASKS, TRAIN, GRID = (CONFIG[key] for key in ("models", "tasks", "train", "grid"))
 SEED, DEVICE = CONFIG["seed"], CONFIG["device"]
@@ -77,6 +88,7 @@ wildcard_constraints:
     task="|".join(map(re.escape, TASKS)),
     policy="|".join(GRID["policies"]),
     sparsity=r"\d+(\.\d+)?(e-\d+)?",
+    packed="(-packed)?",
     part=r"\d+",
     size=r"(-R\d+)?",
     study=r"(-[RPS]\d+)?",
@@ -128,26 +140,38 @@ def measured():
     return cells + all_latencies("parquet")
 
 
+def results(pattern, **values):
+    """Files that people look at; they stay where Snakemake runs."""
+    return local(expand(RESULTS / pattern, **values))
+
+
 def tables():
     """Every table in every format."""
-    return expand(RESULTS / "tables" / "{name}.{form}", name=TABLES, form=FORMATS)
+    return results("tables/{name}.{form}", name=TABLES, form=FORMATS)
 
 
 def examples():
     """Generated summaries side by side, if there are any."""
     wanted = any(task["kind"] == "summaries" for task in TASKS.values())
     forms = ["html", "md"] if wanted else []
-    return expand(RESULTS / "examples.{form}", form=forms)
+    return results("examples.{form}", form=forms)
 
 
 def comparison():
     """The paper's numbers beside ours."""
-    return expand(RESULTS / "paper_vs_ours.{form}", form=["html", "md"])
+    return results("paper_vs_ours.{form}", form=["html", "md"])
 
 
 def figures():
     """Every figure in both formats."""
-    return expand(RESULTS / "figures" / "{name}.{form}", name=FIGURES, form=["svg", "png"])
+    return results("figures/{name}.{form}", name=FIGURES, form=["svg", "png"])
+
+
+def storage_options():
+    """How Snakemake finds what lies in a default storage, on the command line."""
+    found = workflow.spawned_job_args_factory
+    words = [found.get_default_storage_provider_args(), *found.get_storage_provider_args()]
+    return " ".join(filter(None, words))
 
 
 def verbatim(text):
@@ -189,18 +213,19 @@ def package_files(wildcards):
 
 
 def files_of(name):
-    """The file that a data set is read from, if any: a download or local JSONL."""
+    """The file that a data set is read from, if any: a download or JSON lines in `data_dir`."""
     dataset = CONFIG["datasets"][name]
-    source, local = dataset["source"], Path(DATA_DIR or "") / dataset.get("local", "")
-    found = [DOWNLOADS / p.file for p in packages().values() if p.source == source]
+    source, folder = dataset["source"], Path(DATA_DIR or "")
+    package = package_of_source(source)
+    if package:
+        return [DOWNLOADS / package.file]
     if source == "jsonl":
-        found.append(Path(DATA_DIR or "") / dataset["path"])
-    if source == "hub" and DATA_DIR and local.is_file():
-        found.append(local)
-    return found
+        return [folder / dataset["path"]]
+    copy = str(folder / dataset["local"]) if DATA_DIR and "local" in dataset else None
+    return [copy] if copy and exists(copy) else []
 
 
-def source_file(wildcards):
+def windows_source(wildcards):
     """The file that windows are cut from, if any."""
     return files_of(wildcards.dataset)
 
@@ -284,10 +309,11 @@ def task_samples(wildcards):
 TEXT_KEYS = ["dataset", "demonstration_dataset", "fewshot_dataset"]
 
 
-def task_sources(wildcards):
-    """The files that a task's documents and demonstrations are read from."""
-    task = TASKS[wildcards.task]
-    return [path for key in TEXT_KEYS if key in task for path in files_of(task[key])]
+def task_source(key):
+    """Input: the file that the data set under a key of the task is read from, if any."""
+    return lambda wildcards: (
+        files_of(TASKS[wildcards.task][key]) if key in TASKS[wildcards.task] else []
+    )
 
 
 def unfinished(wildcards):
@@ -303,7 +329,7 @@ def unfinished(wildcards):
 def task_definition(wildcards):
     """The text of a task that is a file of ours, so that a change of it is seen."""
     name = TASKS[wildcards.task]["task"]
-    path = Path(workflow.basedir) / "pipeline" / "resources" / "tasks" / f"{name}.yaml"
+    path = PACKAGE / "resources" / "tasks" / f"{name}.yaml"
     return path.read_text() if path.is_file() else ""
 
 
@@ -347,7 +373,7 @@ def decoding_arguments(wildcards):
 
 def cell_trainings(wildcards):
     """What a cell's kernels come from: of the grid all, of an ablation those of its own sparsity."""
-    if not grid.needs_training(CONFIG):
+    if "policy" not in wildcards.keys() or not grid.needs_training(CONFIG):
         return []
     study, setting = grid.study_of(wildcards.get("study", ""))
     size = setting if study == "kernel_size" and setting != TRAIN["kernel"]["kernel_size"] else None
@@ -378,8 +404,7 @@ def cell_arguments(wildcards):
     words = ["--policy", wildcards.policy, "--budget", budget, "--scores", scores]
     words += ["--methods", *grid.methods_of(CONFIG, study), "--seed", SEED]
     words += ["--kernel-size", size]
-    trained = cell_trainings(wildcards)
-    words += ["--kernels", *(f"{t.sparsity}={kernels_of(t)}" for t in trained)] if trained else []
+    words += ["--train-sparsities", *(t.sparsity for t in cell_trainings(wildcards))]
     return " ".join(shlex.quote(str(word)) for word in words)
 
 
@@ -415,7 +440,7 @@ def titled(title):
     return {"shows": title}
 
 
-PAPER = sha256(Path(workflow.basedir) / "pipeline" / "resources" / "paper.yaml")
+PAPER = sha256(PACKAGE / "resources" / "paper.yaml")
 
 
 def own_labels():
@@ -450,8 +475,8 @@ def map_kernels(wildcards):
 def map_arguments(wildcards):
     """What is shown, on the command line; its words are quoted here."""
     maps = CONFIG["maps"]
-    words = ["--heads", *(f"{layer}:{head}" for layer, head in maps["heads"]), "--policies"]
-    words += [f"{t.policy}={kernels_of(t)}" for t in map_trainings(wildcards.model)]
+    words = ["--heads", *(f"{layer}:{head}" for layer, head in maps["heads"])]
+    words += ["--policies", *(t.policy for t in map_trainings(wildcards.model))]
     words += ["--budget", grid.budget(CONFIG, wildcards.model, maps["sparsity"])]
     words += ["--scores", GRID["scores"]]
     return " ".join(shlex.quote(str(word)) for word in words)
@@ -471,6 +496,12 @@ def latency_model(wildcards):
     return [] if own else SCRATCH / "models" / wildcards.model
 
 
+def latency_weights(wildcards):
+    """Random weights, which the study makes on the device, on the command line."""
+    weights = MODELS[wildcards.model]["weights"]
+    return f"--weights {shlex.quote(json.dumps(weights))}" if "random" in weights else ""
+
+
 def has_folder(model):
     """Whether a model's weights are on disk; the latency study makes random ones on the device."""
     beyond = grid.needs_training(CONFIG) or any(CONFIG[x] for x in ("tasks", "fidelity", "maps"))
@@ -478,13 +509,11 @@ def has_folder(model):
 
 
 def latency_arguments(wildcards):
-    """The model and what a setting compares, on the command line; its words are quoted here."""
+    """What a setting compares, on the command line; its words are quoted here."""
     study, model = CONFIG["latency"], MODELS[wildcards.model]
-    source = latency_model(wildcards)
-    words = ["--model", source] if source else ["--weights", json.dumps(model["weights"])]
     setting = latency.Setting.of(wildcards.setting)
     found = [vars(c) for c in latency.contenders(CONFIG, wildcards.model, setting)]
-    words += ["--dtype", model["dtype"], "--device", DEVICE, "--setting", setting.name]
+    words = ["--dtype", model["dtype"], "--device", DEVICE, "--setting", setting.name]
     words += ["--contenders", json.dumps(found), "--repetitions", study["repetitions"]]
     sizes = {key: TRAIN["kernel"][key] for key in ("kernel_size", "hidden_size")}
     words += ["--kernel", json.dumps(sizes), "--seed", SEED]

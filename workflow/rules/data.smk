@@ -3,10 +3,10 @@
 
 rule sample:
     input:
-        source_file,
+        text=windows_source,
         model=SCRATCH / "models" / "{model}",
     output:
-        SCRATCH / "samples" / "{model}" / "{dataset}-{windows}{packed,(-packed)?}.safetensors",
+        SCRATCH / "samples" / "{model}" / "{dataset}-{windows}{packed}.safetensors",
     log:
         LOGS / "sample" / "{model}" / "{dataset}-{windows}{packed}.log",
     benchmark:
@@ -19,12 +19,10 @@ rule sample:
         dataset=lambda wildcards: json.dumps(CONFIG["datasets"][wildcards.dataset], sort_keys=True),
         length=lambda wildcards: MODELS[wildcards.model]["context"],
         pack=lambda wildcards: "--pack" if wildcards.packed else "",
-        data_dir=f"--data-dir {shlex.quote(DATA_DIR)}" if DATA_DIR else "",
-        downloads=DOWNLOADS,
         seed=SEED,
         code=code_of("sample"),
     shell:
         "python -m pipeline --threads {threads} sample --dataset {params.dataset:q}"
-        " --downloads {params.downloads:q} {params.data_dir} --model {input.model:q}"
-        " --length {params.length} --count {wildcards.windows} {params.pack} --seed {params.seed}"
-        " --out {output:q} > {log:q} 2>&1"
+        " --dataset-file {input.text:q} --model {input.model:q} --length {params.length}"
+        " --count {wildcards.windows} {params.pack} --seed {params.seed} --out {output:q}"
+        " > {log:q} 2>&1"

@@ -27,13 +27,11 @@ rule evaluate:
     shell:
         "python -m pipeline --threads {threads} {params.step} --model {input.model:q}"
         " --dtype {params.dtype} --device {params.device} --samples {input.samples:q}"
-        " {params.cell} --label {params.label:q} --out {output:q} > {log:q} 2>&1"
+        " {params.cell} --kernels {input.kernels:q} --label {params.label:q} --out {output:q}"
+        " > {log:q} 2>&1"
 
 
 use rule evaluate as evaluate_full with:
-    input:
-        model=SCRATCH / "models" / "{model}",
-        samples=task_samples,
     output:
         SCRATCH / "evaluations" / "{model}" / "{task}" / "full.parquet",
     log:
@@ -45,10 +43,6 @@ use rule evaluate as evaluate_full with:
 
 
 use rule evaluate as fidelity with:
-    input:
-        model=SCRATCH / "models" / "{model}",
-        samples=task_samples,
-        kernels=trained_kernels,
     output:
         SCRATCH / "fidelity" / "{model}" / "{policy}-{sparsity}.parquet",
     log:
@@ -85,4 +79,5 @@ rule maps:
     shell:
         "python -m pipeline --threads {threads} maps --model {input.model:q} --dtype {params.dtype}"
         " --device {params.device} --samples {input.samples:q} {params.shown}"
-        " --out {output.maps:q} --spectrum {output.spectrum:q} > {log:q} 2>&1"
+        " --kernels {input.kernels:q} --out {output.maps:q} --spectrum {output.spectrum:q}"
+        " > {log:q} 2>&1"

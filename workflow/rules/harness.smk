@@ -3,7 +3,8 @@
 
 rule harness:
     input:
-        task_sources,
+        text=task_source("dataset"),
+        shots=task_source("fewshot_dataset"),
         model=SCRATCH / "models" / "{model}",
         kernels=trained_kernels,
     output:
@@ -22,8 +23,6 @@ rule harness:
         device=DEVICE,
         task=harness_arguments,
         definition=task_definition,
-        downloads=DOWNLOADS,
-        data_dir=f"--data-dir {shlex.quote(DATA_DIR)}" if DATA_DIR else "",
         cell=cell_arguments,
         label=cell_label,
         resume=unfinished,
@@ -31,14 +30,12 @@ rule harness:
     shell:
         "python -m pipeline --threads {threads} harness --model {input.model:q}"
         " --dtype {params.dtype} --device {params.device} {params.task}"
-        " --downloads {params.downloads:q} {params.data_dir} {params.cell}"
-        " --label {params.label:q} --resume {params.resume:q} --out {output:q} > {log:q} 2>&1"
+        " --dataset-file {input.text:q} --shots-file {input.shots:q} {params.cell}"
+        " --kernels {input.kernels:q} --label {params.label:q} --resume {params.resume:q}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 use rule harness as harness_full with:
-    input:
-        task_sources,
-        model=SCRATCH / "models" / "{model}",
     output:
         SCRATCH / "harness" / "{model}" / "{task}" / "full.parquet",
     log:

@@ -3,7 +3,7 @@
 
 rule latency:
     input:
-        latency_model,
+        model=latency_model,
     output:
         times=SCRATCH / "latency" / "{model}" / "{setting}.parquet",
         operators=SCRATCH / "latency" / "{model}" / "{setting}.operators.parquet",
@@ -18,8 +18,9 @@ rule latency:
         runtime=minutes(1440),
         gpu=GPUS,
     params:
+        weights=latency_weights,
         measured=latency_arguments,
         code=code_of("latency"),
     shell:
-        "python -m pipeline --threads {threads} latency {params.measured} --out {output.times:q}"
-        " --operators {output.operators:q} > {log:q} 2>&1"
+        "python -m pipeline --threads {threads} latency --model {input.model:q} {params.weights}"
+        " {params.measured} --out {output.times:q} --operators {output.operators:q} > {log:q} 2>&1"

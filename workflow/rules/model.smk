@@ -37,8 +37,7 @@ rule convert:
         runtime=minutes(60),
     params:
         weights=lambda wildcards: json.dumps(MODELS[wildcards.model]["weights"], sort_keys=True),
-        downloads=DOWNLOADS,
         code=code_of("convert"),
     shell:
         "python -m pipeline --threads {threads} convert --weights {params.weights:q}"
-        " --downloads {params.downloads:q} --out {output:q} > {log:q} 2>&1"
+        " --package-file {input:q} --out {output:q} > {log:q} 2>&1"

@@ -5,7 +5,7 @@ rule tabulate:
     input:
         measured(),
     output:
-        SCRATCH / "tidy.parquet",
+        TIDY,
     log:
         LOGS / "tabulate.log",
     benchmark:
@@ -29,18 +29,16 @@ rule tabulate:
 
 rule tables:
     input:
-        tidy=SCRATCH / "tidy.parquet",
+        tidy=TIDY,
         curves=all_curves(),
         operators=all_latencies("operators.parquet"),
     output:
-        RESULTS / "results.parquet",
-        RESULTS / "results.csv",
-        RESULTS / "curves.parquet",
-        RESULTS / "operators.parquet",
-        expand(RESULTS / "tables" / "{name}.{form}", name=TABLES, form=["md", "csv", "tex"]),
+        results("{name}.parquet", name=["results", "curves", "operators"]),
+        results("results.csv"),
+        results("tables/{name}.{form}", name=TABLES, form=["md", "csv", "tex"]),
         [
             report(
-                RESULTS / "tables" / f"{name}.html",
+                results(f"tables/{name}.html"),
                 category=shown.section,
                 caption=f"../report/{name}.rst",
                 labels=titled(shown.title),
@@ -68,15 +66,15 @@ rule tables:
 
 rule compare:
     input:
-        tidy=SCRATCH / "tidy.parquet",
+        tidy=TIDY,
     output:
         page=report(
-            RESULTS / "paper_vs_ours.html",
+            results("paper_vs_ours.html"),
             category=COMPARISON,
             caption="../report/paper_vs_ours.rst",
             labels=titled("The paper's numbers and ours"),
         ),
-        markdown=RESULTS / "paper_vs_ours.md",
+        markdown=results("paper_vs_ours.md"),
     log:
         LOGS / "compare.log",
     benchmark:
@@ -101,15 +99,15 @@ rule compare:
 
 rule plot:
     input:
-        tidy=SCRATCH / "tidy.parquet",
+        tidy=TIDY,
         curves=all_curves(),
         maps=all_maps("safetensors"),
         spectra=all_maps("spectrum.parquet"),
     output:
-        expand(RESULTS / "figures" / "{name}.png", name=FIGURES),
+        results("figures/{name}.png", name=FIGURES),
         [
             report(
-                RESULTS / "figures" / f"{name}.svg",
+                results(f"figures/{name}.svg"),
                 category=shown.section,
                 caption=f"../report/{name}.rst",
                 labels=titled(shown.title),
@@ -136,18 +134,18 @@ rule provenance:
     input:
         files=hashed_inputs(),
         results=[
-            RESULTS / "results.csv",
-            expand(RESULTS / "{name}.parquet", name=["results", "curves", "operators"]),
+            results("{name}.parquet", name=["results", "curves", "operators"]),
+            results("results.csv"),
             tables(),
             figures(),
             examples(),
             comparison(),
         ],
     output:
-        config=RESULTS / "config.json",
-        record=RESULTS / "provenance.json",
+        config=results("config.json"),
+        record=results("provenance.json"),
         page=report(
-            RESULTS / "provenance.html",
+            results("provenance.html"),
             category=PROVENANCE,
             caption="../report/provenance.rst",
             labels=titled("Provenance"),
@@ -163,22 +161,23 @@ rule provenance:
     params:
         config=verbatim(json.dumps(CONFIG, sort_keys=True)),
         config_hash=configuration.config_hash(CONFIG),
+        names=[str(path) for path in hashed_inputs()],
         code=code_of("provenance"),
     shell:
         "python -m pipeline provenance --config {params.config:q}"
-        " --config-hash {params.config_hash} --inputs {input.files:q}"
+        " --config-hash {params.config_hash} --inputs {input.files:q} --names {params.names:q}"
         " --results {input.results:q} --out {output.record:q}"
         " --config-out {output.config:q} > {log:q} 2>&1"
 
 
 # Snakemake's own report of what is finished, as a page that opens without a network. It is asked
-# for the tables and figures alone, so that it does not wait for itself.
+# for the record, which follows everything shown, so that it does not wait for itself.
 rule page:
     input:
-        config=RESULTS / "config.json",
-        shown=[tables(), figures(), examples(), comparison(), RESULTS / "provenance.html"],
+        config=results("config.json"),
+        shown=results("provenance.html"),
     output:
-        RESULTS / "report.html",
+        results("report.html"),
     log:
         LOGS / "page.log",
     benchmark:
@@ -189,7 +188,8 @@ rule page:
         runtime=minutes(10),
     params:
         snakefile=os.path.relpath(workflow.main_snakefile),
+        storage=storage_options(),
     shell:
         "snakemake --snakefile {params.snakefile:q} --configfile {input.config:q}"
-        " --workflow-profile none --cores 1 --nolock --report {output:q} {input.shown:q}"
-        " > {log:q} 2>&1"
+        " --workflow-profile none --cores 1 --nolock {params.storage}"
+        " --report {output:q} provenance > {log:q} 2>&1"

@@ -3,7 +3,8 @@
 
 rule prompts:
     input:
-        task_sources,
+        text=task_source("dataset"),
+        shots=task_source("demonstration_dataset"),
         model=SCRATCH / "models" / "{model}",
     output:
         SCRATCH / "prompts" / "{model}" / "{task}{study}.json",
@@ -18,13 +19,11 @@ rule prompts:
     params:
         prompts=prompt_arguments,
         wording=lambda wildcards: str(get_template(TASKS[wildcards.task]["template"])),
-        data_dir=f"--data-dir {shlex.quote(DATA_DIR)}" if DATA_DIR else "",
-        downloads=DOWNLOADS,
         seed=SEED,
         code=code_of("prompts"),
     shell:
         "python -m pipeline --threads {threads} prompts {params.prompts}"
-        " --downloads {params.downloads:q} {params.data_dir} --model {input.model:q}"
+        " --dataset-file {input.text:q} --shots-file {input.shots:q} --model {input.model:q}"
         " --seed {params.seed} --out {output:q} > {log:q} 2>&1"
 
 
@@ -55,14 +54,11 @@ rule summaries:
     shell:
         "python -m pipeline --threads {threads} summaries --model {input.model:q}"
         " --dtype {params.dtype} --device {params.device} --prompts {input.prompts:q}"
-        " {params.decoding} {params.cell} --label {params.label:q} --resume {params.resume:q}"
-        " --out {output:q} > {log:q} 2>&1"
+        " {params.decoding} {params.cell} --kernels {input.kernels:q} --label {params.label:q}"
+        " --resume {params.resume:q} --out {output:q} > {log:q} 2>&1"
 
 
 use rule summaries as summaries_full with:
-    input:
-        model=SCRATCH / "models" / "{model}",
-        prompts=SCRATCH / "prompts" / "{model}" / "{task}{study}.json",
     output:
         SCRATCH / "summaries" / "{model}" / "{task}" / "full{study}.parquet",
     log:
@@ -82,12 +78,12 @@ rule examples:
         ],
     output:
         page=report(
-            RESULTS / "examples.html",
+            results("examples.html"),
             category=TEXTS,
             caption="../report/examples.rst",
             labels=titled("Figures 2, 12, 13: Summaries side by side"),
         ),
-        markdown=RESULTS / "examples.md",
+        markdown=results("examples.md"),
     log:
         LOGS / "examples.log",
     benchmark:
