@@ -53,7 +53,12 @@ def test_what_a_cell_compares_is_where_the_model_is(tmp_path):
     )
     model = SimpleNamespace(config=config, dtype=torch.bfloat16, device=torch.device("meta"))
     args = SimpleNamespace(
-        methods=list(METHODS), budget=8, kernel_size=4, seed=0, kernels=[(0.05, path)]
+        methods=list(METHODS),
+        budget=8,
+        kernel_size=4,
+        seed=0,
+        kernels=[path],
+        train_sparsities=[0.05],
     )
     found = {method: kernels for method, _, _, kernels in variants(args, model)}
     assert found.keys() == METHODS.keys()

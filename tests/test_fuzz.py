@@ -142,16 +142,15 @@ def test_what_leads_nowhere_is_a_plain_error_of_its_step(tmp_path, monkeypatch, 
     here.mkdir()
     monkeypatch.chdir(here)
     (here / "t.jsonl").write_text('{"text": "One."}\n')
-    there = {"downloads": here, "data_dir": here}
     known = {"source": "jsonl", "path": "t.jsonl"}
     for step in (
-        lambda: load_documents({"source": "jsonl", "path": text}, **there),
-        lambda: load_documents(known | {"field": text}, **there),
-        lambda: load_pairs(known | {"document_field": "text", "summary_field": text}, **there),
+        lambda: load_documents({"source": "jsonl", "path": text}),
+        lambda: load_documents(known | {"field": text}),
+        lambda: load_pairs(known | {"document_field": "text", "summary_field": text}),
         lambda: get_template(text),
-        lambda: materialise({"folder": text}, here, here / "model"),
-        lambda: materialise({"hub": text}, here, here / "model"),
-        lambda: materialise({"random": {"architecture": text}}, here, here / "model"),
+        lambda: materialise({"folder": text}, here / "model"),
+        lambda: materialise({"hub": text}, here / "model"),
+        lambda: materialise({"random": {"architecture": text}}, here / "model"),
     ):
         with pytest.raises(LessError):
             step()

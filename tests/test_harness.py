@@ -350,7 +350,7 @@ def real(smollm2, tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     (folder / "model").symlink_to(smollm2, target_is_directory=True)
     for name, (path, count) in REAL.items():
-        rows = step.load_rows({"source": "jsonl", "path": path}, downloads=folder, data_dir=DATA)
+        rows = step.load_rows({"source": "jsonl", "path": path}, DATA / path)
         rows = rows[:count]
         if name == "wikitext":
             rows = [row | {"page": harness.first_words(row["page"], 700)} for row in rows]
