@@ -18,6 +18,7 @@ import pytest
 import yaml
 from test_workflow import ENVIRONMENT, SMOKE, assert_same_results, checkout, less
 
+ALL = bool(os.environ.get("LESS_STORAGE"))
 PLUGINS = Path(__file__).parent / "plugins"
 EXECUTOR = ["--executor", "elsewhere", "--jobs", "1", "--seconds-between-status-checks", "1"]
 
@@ -40,7 +41,7 @@ def repository(folder):
     """A checkout that git knows, since its files are what travels; a part of smoke, or all."""
     checkout(folder)
     smoke = yaml.safe_load((folder / SMOKE).read_text())
-    if "LESS_STORAGE" not in os.environ:
+    if not ALL:
         smoke |= {"fidelity": None, "tasks": {"text": smoke["tasks"]["text"]}}
         smoke["grid"]["policies"] = ["lambda"]
         smoke["train"]["layers_per_job"] = 2
@@ -62,8 +63,9 @@ def ran(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not ALL, reason="takes five minutes: set LESS_STORAGE=all")
 def test_results_are_those_of_one_machine(ran, tmp_path):
-    """``LESS_STORAGE=all pytest tests/test_storage.py`` runs all of the smoke experiment."""
+    """All of the smoke experiment, to the byte."""
     here = repository(tmp_path / "less")
     snakemake(here, "--cores", "1")
     assert_same_results(here, ran.folder)
