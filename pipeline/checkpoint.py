@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from pipeline.errors import DataError
 from pipeline.kernels import LessKernel, get_kernel
-from pipeline.models import model_shape
 from pipeline.tensors import load_tensors, save_tensors
 
 KIND = "kernels"
@@ -88,18 +86,6 @@ def load_kernels(
         _require_finite(kernel, f"{path}: layer {layer}")
         kernels.append(kernel.eval())
     return kernels
-
-
-def kernels_for(model: PreTrainedModel, path: str | Path) -> list[LessKernel]:
-    """The kernels of all layers of ``model``, on its device, products in its dtype.
-
-    Raises:
-        DataError: as :func:`load_kernels`.
-    """
-    shape = model_shape(model.config)
-    heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
-    kernels = load_kernels(path, heads, shape.num_layers, model.dtype)
-    return [kernel.to(model.device) for kernel in kernels]
 
 
 def _build(

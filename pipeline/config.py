@@ -103,23 +103,25 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def settings_hash(config: Mapping[str, Any], model: str, what: str, *code: str) -> str:
+def settings_hash(
+    config: Mapping[str, Any], model: str, what: str, more: Mapping[str, Any], *code: str
+) -> str:
     """Twelve hex digits that measurements of one run share: of code, and of settings they obey.
 
     A grid may grow under them, so which policies, sparsities and models there are does not count.
 
     Args:
         what: a task's name, ``fidelity`` or ``latency``.
+        more: settings of training and grid that they depend on; nothing for the full cache.
         code: hashes of the steps that measure and train.
     """
     task = config["tasks"][what] if what in config["tasks"] else config[what]
-    names = {value for part in (task, config["train"]) for key, value in part.items()
+    names = {value for part in (task, more) for key, value in part.items()
              if key.endswith("dataset")}  # fmt: skip
     growing = ("policies", "sparsities", "settings", "memory_mb", "layers_per_job", "paper")
-    parts = [task, config["train"], config["models"][model]]
+    parts = [task, more, config["models"][model]]
     content = [
-        config["seed"], config["device"], code,
-        [config["grid"][key] for key in ("scores", "methods")],
+        config["device"], code,
         [{key: part[key] for key in part if key not in growing} for part in parts],
         {name: config["datasets"].get(name) for name in names},
     ]  # fmt: skip

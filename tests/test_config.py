@@ -371,19 +371,26 @@ def test_measurements_share_a_hash_of_what_they_obey(what):
     """It outlives what a grid may grow by, and nothing else."""
 
     def found(code="c", **changes):
-        return settings_hash(complete(smoke(**changes)), "tiny", what, code)
+        config = complete(smoke(**changes))
+        more = config["train"] | {"methods": config["grid"]["methods"]}
+        return settings_hash(config, "tiny", what, more, code)
 
     base = found()
     for same in ({"grid__policies": ["h2o"]}, {"grid__test_sparsities": [0.1, 0.2]},
                  {"grid__train_sparsities": [0.1, 0.2]}, {"models__tiny__memory_mb": 500},
-                 {"train__layers_per_job": 2}, {"bootstrap": 300}):  # fmt: skip
+                 {"train__layers_per_job": 2}, {"bootstrap": 300}, {"seed": 1}):  # fmt: skip
         assert found(**same) == base, same
     others = [
-        {"code": "other"}, {"seed": 1}, {"grid__scores": "full"}, {"grid__methods": ["baseline"]},
+        {"code": "other"}, {"device": "cuda"}, {"grid__methods": ["baseline"]},
         {"train__recipe__epochs": 3}, {"datasets__train__documents": [0, 7]},
         {"models__tiny__weights__random__vocab_size": 301},
     ]  # fmt: skip
     assert len({base, *(found(**other) for other in others)}) == len(others) + 1
+    full = [
+        settings_hash(complete(smoke(train__recipe__epochs=epochs)), "tiny", what, {}, "c")
+        for epochs in (2, 3)
+    ]
+    assert full[0] == full[1] != base, "the full cache knows no training"
     key = {"text": "windows", "notes": "samples", "questions": "limit", "fidelity": "windows"}[what]
     place = what if what == "fidelity" else f"tasks__{what}"
     assert found(**{f"{place}__{key}": 3}) != base

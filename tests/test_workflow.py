@@ -77,6 +77,16 @@ def planned(folder, config=SMOKE):
     return counts
 
 
+def planned_beside(folder, tries=5):
+    """As :func:`planned`, while a run is at work: Snakemake gives up over a file that just went."""
+    try:
+        return planned(folder)
+    except AssertionError as error:
+        if tries == 1 or "deleted it while Snakemake was running" not in str(error):
+            raise
+        return planned_beside(folder, tries - 1)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A checkout in which the smoke experiment is finished; do not change it."""
@@ -134,7 +144,7 @@ def test_tidy_table(finished):
     # where the baseline scores as the full cache does, there is no gap to recover
     undefined = tidy[["low", "high"]].isna().any(axis=1)
     assert set(tidy.loc[undefined, "metric"]) <= {"recovered_gap"}
-    assert set(tidy.loc[undefined, "task"]) <= {"questions", "notes"}
+    assert set(tidy.loc[undefined, "task"]) <= {"questions", "notes", "text"}
     assert (tidy["low"] <= tidy["high"])[~undefined].all()
     answered = tidy[tidy["metric"] == "acc"]
     assert list(answered["method"]) == ["full", *methods]
@@ -606,7 +616,7 @@ def test_two_runs_at_once_are_refused(copied):
         assert f"Error: another run of this experiment is alive in {copied}" in said
         assert f"process {first.pid} on " in said
         assert "Traceback" not in said
-        assert planned(copied)["sample"] == 3
+        assert planned_beside(copied)["sample"] == 3
         assert less(copied, "status").stdout.startswith("smoke: running\n")
     finally:
         os.killpg(first.pid, signal.SIGKILL)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from pipeline.attention import attach
-from pipeline.checkpoint import Heads, kernels_for
+from pipeline.checkpoint import Heads
 from pipeline.errors import ConfigError
 from pipeline.files import save_table
 from pipeline.kernels import Kernel, get_kernel
@@ -23,6 +23,7 @@ from pipeline.models import load_model, model_shape
 from pipeline.policies import get_policy
 from pipeline.progress import Progress
 from pipeline.tensors import load_tensors
+from pipeline.trained import kernels_for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

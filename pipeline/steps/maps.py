@@ -15,7 +15,6 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.attention import record
-from pipeline.checkpoint import kernels_for
 from pipeline.errors import ConfigError
 from pipeline.eviction import evicted_at
 from pipeline.fidelity import attention_rows, residual_spectrum
@@ -24,6 +23,7 @@ from pipeline.kernels import LessKernel
 from pipeline.models import load_model, model_shape
 from pipeline.policies import get_policy
 from pipeline.tensors import load_tensors, save_tensors
+from pipeline.trained import kernels_for
 
 PIXELS = 256
 """Rows and columns of a map at most; longer windows are averaged in blocks."""

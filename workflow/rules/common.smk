@@ -411,11 +411,20 @@ def cell_arguments(wildcards):
 STEPS = {"perplexity": "evaluate", "summaries": "summaries", "harness": "harness"}
 
 
-def measured_by(model, what):
-    """What all measurements of a task, of fidelity or of latency share in a run, as a hash."""
+def measured_by(model, what, policy=True):
+    """What all measurements of a task, of fidelity or of latency share in a run, as a hash.
+
+    Without a ``policy`` it is the full cache's, which knows neither seeds nor trainings.
+    """
     step = STEPS[TASKS[what]["kind"]] if what in TASKS else what
-    trained = [code_of("train")] if grid.needs_training(CONFIG) else []
-    return configuration.settings_hash(CONFIG, model, what, code_of(step), *trained)
+    more, code = {}, []
+    if what == "latency":  # whose kernels are untrained
+        more = {"seed": SEED, "kernel": TRAIN["kernel"]}
+    elif policy:
+        more = {"seed": SEED, "scores": GRID["scores"], "methods": GRID["methods"]}
+        if grid.needs_training(CONFIG):
+            more, code = more | TRAIN, [code_of("train")]
+    return configuration.settings_hash(CONFIG, model, what, more, code_of(step), *code)
 
 
 def cell_label(wildcards):
@@ -425,7 +434,8 @@ def cell_label(wildcards):
     label = {"model": wildcards.model, "task": wildcards.get("task", "fidelity")}
     label |= {"sparsity": None if sparsity is None else float(sparsity)}
     label |= {"study": study, "setting": setting}
-    return json.dumps(label | {"measured_by": measured_by(label["model"], label["task"])})
+    trained = wildcards.get("policy") is not None and grid.needs_training(CONFIG)
+    return json.dumps(label | {"measured_by": measured_by(label["model"], label["task"], trained)})
 
 
 # Tables, figures and the comparison with the paper
@@ -448,7 +458,12 @@ def own_labels():
     settings = [setting.name for setting in latency.settings(CONFIG)]
     known = {"model": MODELS, "task": [*TASKS, "fidelity", *settings], "policy": GRID["policies"]}
     measured = [*TASKS, *(what for what in ("fidelity", "latency") if CONFIG[what])]
-    known["measured_by"] = {measured_by(model, what) for model in MODELS for what in measured}
+    known["measured_by"] = {
+        measured_by(model, what, policy)
+        for model in MODELS
+        for what in measured
+        for policy in (True, False)
+    }
     return json.dumps({column: sorted(names) for column, names in known.items()})
 
 
