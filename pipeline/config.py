@@ -99,7 +99,10 @@ def _complete(config: object) -> dict[str, Any]:
 def config_hash(config: Mapping[str, Any]) -> str:
     """Twelve hex digits that change when anything but folders, wording and load changes."""
     ignored = ("description", "scratch", "data_dir", "jobs_per_gpu")
-    content = {key: value for key, value in config.items() if key not in ignored}
+    return _digits({key: value for key, value in config.items() if key not in ignored})
+
+
+def _digits(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -125,7 +128,7 @@ def settings_hash(
         [{key: part[key] for key in part if key not in growing} for part in parts],
         {name: config["datasets"].get(name) for name in names},
     ]  # fmt: skip
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+    return _digits(content)
 
 
 @cache

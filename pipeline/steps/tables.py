@@ -183,11 +183,11 @@ def policy_scores(measured: Measured) -> pd.DataFrame:
     """The study of scores beside the grid's own cells, whose scores are the other kind."""
     tidy, shown = measured.tidy, [*PRIMARY, "recovered_gap"]
     rows = tidy[(tidy["study"] == "scores") & tidy["metric"].isin(shown)]
-    own = of_grid(tidy, *shown).merge(rows[[*BLOCK, "setting"]].drop_duplicates(), on=BLOCK)
     if rows.empty:
         return rows
-    own["setting"] = 1 - own["setting_y"]
-    rows = pd.concat([own, rows], ignore_index=True)
+    studied = rows[[*BLOCK, "setting"]].drop_duplicates()
+    own = of_grid(tidy, *shown).drop(columns="setting").merge(studied, on=BLOCK)
+    rows = pd.concat([own.assign(setting=1 - own["setting"]), rows], ignore_index=True)
     rows["scores"] = [f"{POLICY_SCORES[int(setting)]} scores" for setting in rows["setting"]]
     index = ["model", "task", "policy", "sparsity", "metric", "method"]
     return wide(rows.sort_values("setting", kind="stable"), index, "scores")
