@@ -434,8 +434,8 @@ def cell_label(wildcards):
     label = {"model": wildcards.model, "task": wildcards.get("task", "fidelity")}
     label |= {"sparsity": None if sparsity is None else float(sparsity)}
     label |= {"study": study, "setting": setting}
-    trained = wildcards.get("policy") is not None and grid.needs_training(CONFIG)
-    return json.dumps(label | {"measured_by": measured_by(label["model"], label["task"], trained)})
+    policy = wildcards.get("policy") is not None
+    return json.dumps(label | {"measured_by": measured_by(label["model"], label["task"], policy)})
 
 
 # Tables, figures and the comparison with the paper
