@@ -579,7 +579,7 @@ def hashed_inputs():
     for model in MODELS:
         found |= {samples_of(model, *text) for text in windows_cut()}
     found |= {prompts_of(cell) for cell in grid.task_cells(CONFIG, "summaries")}
-    return sorted(found) + [kernels_of(training) for training in grid.trainings(CONFIG)]
+    return sorted(found, key=str) + [kernels_of(training) for training in grid.trainings(CONFIG)]
 
 
 # Command lines
