@@ -731,6 +731,20 @@ def test_every_experiment_is_planned_within_a_minute(tmp_path, name):
     assert "Job stats:" in done.stdout + done.stderr
 
 
+def test_an_experiment_is_planned_from_local_copies(tmp_path):
+    """Beside a packaged model: paths of both kinds among the inputs of one run."""
+    folder, name = checkout(tmp_path / "less"), "experiments/smollm2.yaml"
+    datasets = yaml.safe_load((folder / name).read_text())["datasets"].values()
+    copies = [f"copies/{dataset['local']}" for dataset in datasets]
+    for copy in copies:
+        (folder / copy).parent.mkdir(parents=True, exist_ok=True)
+        (folder / copy).touch()
+    done = run(folder, "--dry-run", "--config", "data_dir=copies", config=name)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout + done.stderr
+    assert all(copy in text for copy in copies)
+
+
 def test_random_weights_of_the_latency_study_never_reach_the_disk(tmp_path):
     jobs = planned(checkout(tmp_path / "less"), "experiments/latency_llama2_7b.yaml")
     assert jobs.pop("latency") == 18
