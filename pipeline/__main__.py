@@ -87,8 +87,8 @@ def _limit_threads(count: int) -> None:
     import numba
     import torch
 
-    torch.set_num_threads(count)
     numba.set_num_threads(min(count, numba.get_num_threads()))
+    torch.set_num_threads(count)  # last: numba's first call sets OpenMP's threads, which are torch's
     os.environ["OMP_NUM_THREADS"] = str(count)
 
 
