@@ -88,7 +88,7 @@ def _limit_threads(count: int) -> None:
     import torch
 
     numba.set_num_threads(min(count, numba.get_num_threads()))
-    torch.set_num_threads(count)  # last: numba's first call sets OpenMP's threads, which are torch's
+    torch.set_num_threads(count)  # last: numba's first call sets OpenMP's, which torch takes up
     os.environ["OMP_NUM_THREADS"] = str(count)
 
 

@@ -79,6 +79,29 @@ def linear_attention(
     return out[..., :size], out[..., size]
 
 
+def strided_linear_attention(
+    phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor, stride: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`linear_attention`, but query i over keys 0..i * stride.
+
+    Args:
+        phi: (B, H, T, R). psi: (B, G, (T - 1) * stride + 1, R). v: (B, G, (T - 1) * stride + 1, D).
+
+    Returns:
+        numerator (B, H, T, D) and denominator (B, H, T); memory O(T R D), a state for each query.
+    """
+    batch, heads, length, rank = phi.shape
+    groups, size = v.shape[1], v.shape[-1]
+    v = torch.cat([v, v.new_ones(*v.shape[:-1], 1)], dim=-1)  # last column sums psi: z
+    first = psi[:, :, :1].mT @ v[:, :, :1]
+    psi = psi[:, :, 1:].reshape(batch, groups, length - 1, stride, rank)
+    v = v[:, :, 1:].reshape(batch, groups, length - 1, stride, size + 1)
+    states = torch.cat([first[:, :, None], psi.mT @ v], dim=2).cumsum(2)
+    out = phi.view(batch, groups, -1, length, rank).transpose(2, 3) @ states
+    out = out.transpose(2, 3).reshape(batch, heads, length, size + 1)
+    return out[..., :size], out[..., size]
+
+
 @dataclass
 class LowRankState:
     """What one layer remembers of evicted pairs: H (B, G, R, D) and z (B, G, R), float32."""
@@ -151,17 +174,21 @@ def sparse_part(
 
 
 def low_rank_part(
-    phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor, initial: int = 0
+    phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor, initial: int = 0, stride: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """phi H and phi z of the queries that miss something.
+    """phi H and phi z of the queries that miss something, or of every ``stride``-th of them.
 
     Args:
         phi: features of those queries, (B, H, T, R).
-        psi, v: of the evicted pairs in eviction order, (B, G, initial + T, ...).
+        psi, v: of the evicted pairs in eviction order, (B, G, initial + 1 + (T - 1) stride, ...).
         initial: pairs that the first of those queries already misses besides one.
     """
-    compiled = getattr(backend(phi.device), "linear_attention", linear_attention)
-    numerator, denominator = compiled(phi, psi[:, :, initial:], v[:, :, initial:].float())
+    rest = psi[:, :, initial:], v[:, :, initial:].float()
+    if stride == 1:
+        compiled = getattr(backend(phi.device), "linear_attention", linear_attention)
+        numerator, denominator = compiled(phi, *rest)
+    else:
+        numerator, denominator = strided_linear_attention(phi, *rest, stride)
     if initial:
         batch, groups, _, rank = psi.shape
         state = LowRankState.zeros(batch, groups, rank, v.shape[-1], psi.device)

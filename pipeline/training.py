@@ -26,12 +26,19 @@ from pipeline.tensors import load_tensors, save_tensors
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters; the defaults are the paper's."""
+    """Hyperparameters; the defaults are the paper's.
+
+    Attributes:
+        beta2: Adam's decay of squared gradients.
+        query_stride: a step takes every so many-th query of its sequences, from a random one on.
+    """
 
     epochs: int = 40
     batch_size: int = 2
     learning_rate: float = 1e-3
     halve_every: int = 10
+    beta2: float = 0.999
+    query_stride: int = 1
     validation: float = 0.1
     seed: int = 0
 
@@ -101,17 +108,30 @@ def prepare(
     return Prepared(q, k, v, out, lse, target, o_weight, initial)
 
 
-def loss_of(prepared: Prepared, index: torch.Tensor, kernel: LessKernel | None) -> torch.Tensor:
+def loss_of(
+    prepared: Prepared, index: torch.Tensor, kernel: LessKernel | None, start: int = 0,
+    stride: int = 1,
+) -> torch.Tensor:  # fmt: skip
     """Mean squared error after the output projection, over sequences ``index`` (B,).
 
-    Without a kernel, the sparse policy's own loss.
+    Over all rows, or those from ``start`` on that are ``stride`` apart. Without a kernel, the
+    sparse policy's own.
     """
-    parts = (prepared.q, prepared.k, prepared.v, prepared.sparse_out, prepared.lse, prepared.target)
-    q, k, v, sparse, lse, target = (x[index].to(prepared.o_weight.device) for x in parts)
+
+    def batch(x: torch.Tensor, rows: slice) -> torch.Tensor:
+        return x[:, :, rows][index].to(prepared.o_weight.device)
+
+    rows = slice(start, None, stride)
+    sparse, target = batch(prepared.sparse_out, rows), batch(prepared.target, rows)
     out = sparse.float()
     if kernel is not None:
-        numerator, denominator = low_rank_part(kernel.phi(q), kernel.psi(k), v, prepared.initial)
-        out = merge(out, lse, numerator, denominator)
+        last = range(prepared.q.shape[2])[rows][-1]
+        pairs = slice(prepared.initial + last + 1)
+        numerator, denominator = low_rank_part(
+            kernel.phi(batch(prepared.q, rows)), kernel.psi(batch(prepared.k, pairs)),
+            batch(prepared.v, pairs), prepared.initial + start, stride,
+        )  # fmt: skip
+        out = merge(out, batch(prepared.lse, rows), numerator, denominator)
     difference = (out - target.float()).transpose(1, 2).flatten(2)
     dtype = kernel.compute_dtype if kernel is not None else torch.float32
     return F.linear(difference.to(dtype), prepared.o_weight.to(dtype)).float().square().mean()
@@ -133,12 +153,15 @@ class Epoch:
         return math.isfinite(self.train_loss) and math.isfinite(self.validation_loss)
 
 
-def _batches(indices: list[int], size: int, seed: int) -> Iterator[torch.Tensor]:
-    """Shuffled batches of sequence indices."""
-    order = torch.randperm(len(indices), generator=torch.Generator().manual_seed(seed))
-    shuffled = torch.tensor(indices)[order]
-    for start in range(0, len(indices), size):
-        yield shuffled[start : start + size]
+def _batches(
+    indices: list[int], size: int, stride: int, seed: int
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Shuffled batches of sequence indices, and the row below ``stride`` that each starts from."""
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.tensor(indices)[torch.randperm(len(indices), generator=generator)]
+    for place in range(0, len(indices), size):
+        start = int(torch.randint(stride, (), generator=generator))
+        yield shuffled[place : place + size], start
 
 
 def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -178,15 +201,20 @@ def train_layer(
     """
     training, validation = split(len(prepared), recipe.validation, recipe.seed)
     parameters = dict(kernel.named_parameters())
-    optimizer = torch.optim.Adam(parameters.values(), lr=recipe.learning_rate)
+    optimizer = torch.optim.Adam(
+        parameters.values(), lr=recipe.learning_rate, betas=(0.9, recipe.beta2)
+    )
+    # A strided batch needs a row for every start.
+    stride = min(recipe.query_stride, prepared.q.shape[2])
     curve: list[Epoch] = []
     best = {name: value.detach().clone() for name, value in parameters.items()}
     if resume is not None and resume.exists():
         curve, best = _resume(resume, recipe, parameters, optimizer)
     if not curve:
         kernel.eval()
-        start_loss = evaluate(prepared, validation, kernel)
-        curve.append(Epoch(0, evaluate(prepared, training, kernel), start_loss, 0.0, 0.0))
+        # As many of the training split as are held out: all of them would cost half an epoch.
+        seen = evaluate(prepared, training[: len(validation)], kernel)
+        curve.append(Epoch(0, seen, evaluate(prepared, validation, kernel), 0.0, 0.0))
         report(curve[-1])
     for number in range(len(curve), recipe.epochs + 1):
         if not curve[-1].finite:
@@ -198,9 +226,9 @@ def train_layer(
         losses = []
         epoch_seed = recipe.seed * 1_000_003 + number
         kernel.dropout.reseed(epoch_seed * 1_000_003)
-        for batch in _batches(training, recipe.batch_size, epoch_seed):
+        for batch, start in _batches(training, recipe.batch_size, stride, epoch_seed):
             optimizer.zero_grad()
-            loss = loss_of(prepared, batch, kernel)
+            loss = loss_of(prepared, batch, kernel, start, stride)
             loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()) * len(batch))

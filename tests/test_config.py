@@ -63,6 +63,7 @@ def test_defaults_are_filled_in_at_every_level():
     assert config["train"]["kernel"] == {"hidden_size": 16, "kernel_size": 8, "dropout": 0.3}
     assert config["train"]["recipe"] == {
         "epochs": 2, "batch_size": 1, "learning_rate": 0.001, "halve_every": 10, "validation": 0.1,
+        "beta2": 0.999, "query_stride": 1,
     }  # fmt: skip
     assert config["dump"] == {"layers_per_job": 1000, "disk_gib": None, "keep": True}
     assert config["bootstrap"] == 200, "what is given stays"

@@ -20,7 +20,7 @@ CONFIG = {
     "train": {"dataset": "c4", "sequences": 512,
               "kernel": {"kernel_size": 8, "hidden_size": 512, "dropout": 0.3},
               "recipe": {"epochs": 40, "batch_size": 2, "learning_rate": 0.001,
-                         "halve_every": 10}},
+                         "halve_every": 10, "beta2": 0.999, "query_stride": 1}},
     "grid": {"scores": "full", "policies": ["h2o", "lambda"],
              "methods": ["baseline", "baseline_plus", "less"],
              "train_sparsities": [0.05], "test_sparsities": [0.05]},

@@ -157,6 +157,24 @@ def test_linear_attention_does_not_depend_on_its_chunks(heads, length, chunk, se
     torch.testing.assert_close(linear_attention(phi, psi, v), expected, **TOLERANCE)
 
 
+@given(
+    heads=st.sampled_from([(1, 1), (2, 1), (2, 3)]),
+    length=st.integers(1, 9),
+    stride=st.integers(1, 5),
+    initial=st.integers(0, 4),
+    seed=st.integers(0, 1000),
+)
+def test_every_so_many_th_query_gives_what_all_give(heads, length, stride, initial, seed):
+    groups, rep = heads
+    every = (length - 1) * stride + 1
+    phi = randn(2, groups * rep, every, 4, seed=seed).abs()
+    psi = randn(2, groups, initial + every, 4, seed=seed + 1).abs()
+    v = randn(2, groups, initial + every, 3, seed=seed + 2)
+    expected = tuple(x[:, :, ::stride] for x in low_rank_part(phi, psi, v, initial))
+    some = low_rank_part(phi[:, :, ::stride], psi, v, initial, stride)
+    torch.testing.assert_close(some, expected, **TOLERANCE)
+
+
 @pytest.mark.parametrize("initial", [0, 1, 5])
 def test_low_rank_part_starts_from_what_was_cut_at_once(initial):
     phi = randn(1, 4, 6, 3).abs()

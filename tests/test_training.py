@@ -89,6 +89,19 @@ def test_loss_is_the_dense_one(policy, scores, with_kernel):
     assert evaluate(prepared, [1, 4], kernel) == pytest.approx((each[1] + each[4]) / 2, rel=1e-5)
 
 
+@pytest.mark.parametrize("stride", [2, 3, 7])
+def test_losses_of_every_start_make_up_the_loss(prepared, stride):
+    kernel, index = fresh().eval(), torch.tensor([1, 4, 5])
+    with torch.no_grad():
+        kernel.s1.fill_(1.0)
+        for k in (kernel, None):
+            starts = range(min(stride, prepared.q.shape[2]))
+            rows = [len(range(start, prepared.q.shape[2], stride)) for start in starts]
+            losses = [loss_of(prepared, index, k, start, stride).item() for start in starts]
+            mean = sum(n * loss for n, loss in zip(rows, losses, strict=True)) / sum(rows)
+            assert mean == pytest.approx(loss_of(prepared, index, k).item(), rel=1e-5)
+
+
 def test_prepared_holds_only_rows_that_miss_something(prepared):
     rows = LENGTH - BUDGET - 1
     assert len(prepared) == COUNT
@@ -135,6 +148,15 @@ def test_every_parameter_trains(prepared):
         assert not torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("stride", [3, 1000])
+def test_training_on_some_queries_learns_too(prepared, stride):
+    _, validation = split(COUNT, RECIPE.validation, RECIPE.seed)
+    recipe = replace(RECIPE, epochs=20, halve_every=10, query_stride=stride, beta2=0.95)
+    curves = [train_layer(prepared, fresh(), recipe) for _ in range(2)]
+    assert untimed(curves[0]) == untimed(curves[1])
+    assert curves[0][-1].train_loss < 0.95 * evaluate(prepared, validation, None)
+
+
 def test_learning_rate_halves(prepared):
     curve = train_layer(prepared, fresh(), RECIPE)
     rate = RECIPE.learning_rate
@@ -143,7 +165,7 @@ def test_learning_rate_halves(prepared):
 
 
 def test_defaults_are_the_papers():
-    assert Recipe() == Recipe(40, 2, 1e-3, 10, 0.1, 0)
+    assert Recipe() == Recipe(40, 2, 1e-3, 10, 0.999, 1, 0.1, 0)
 
 
 def test_training_is_a_function_of_its_seed(prepared):
@@ -290,7 +312,9 @@ def test_split_is_disjoint_and_whole(count, share, held_out):
 
 def test_batches_cover_every_sequence_once_in_seeded_order():
     indices = [3, 1, 4, 15, 9]
-    batches = [b.tolist() for b in training._batches(indices, 2, 0)]
+    batches = [b.tolist() for b, _ in training._batches(indices, 2, 1, 0)]
     assert [len(b) for b in batches] == [2, 2, 1]
     assert sorted(i for batch in batches for i in batch) == sorted(indices)
-    assert batches != [b.tolist() for b in training._batches(indices, 2, 1)]
+    assert batches != [b.tolist() for b, _ in training._batches(indices, 2, 1, 1)]
+    starts = {start for seed in range(20) for _, start in training._batches(indices, 2, 3, seed)}
+    assert starts == {0, 1, 2}
