@@ -28,6 +28,7 @@ from pipeline.models import load_model, model_shape
 from pipeline.operators import Kernels, filled, random_token, untrained_kernels
 from pipeline.ops.decode import Decoded, decode_backend
 from pipeline.policies import Policy, get_policy
+from pipeline.threads import limit_threads
 
 Step = Callable[[], object]
 
@@ -190,7 +191,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    limit_threads(args.threads)
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
     dtype = getattr(torch, args.dtype)

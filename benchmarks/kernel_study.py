@@ -1,16 +1,18 @@
-"""What limits the kernels of a layer: training, its text, or the size of the state.
+"""What limits the kernels of a layer: the recipe, its text, or the size of the state.
 
-    python -m benchmarks.kernel_study --train FEATURES --test FEATURES --layer 12 --budget 40 \
-        --epochs 6 24 --kernel-sizes 4 8 16 32 --windows 64
+    python -m benchmarks.kernel_study --train FEATURES --layer 12 --budget 40 \
+        --recipes '{}' '{"epochs": 24, "halve_every": 8}' --kernel-sizes 8 32 [--test FEATURES]
 
 Trains the kernels of one layer on the windows of a dump (`less dump`) once for each setting, and
 prints what is left of the sparse policy's loss (the layer's mean squared error after its output
-projection) on held-out windows of the same dump and on every window of another.
+projection) on held-out windows of the same dump and on every window of others.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from itertools import islice, product
 from pathlib import Path
 
@@ -22,7 +24,11 @@ from pipeline.layout import layer_file
 from pipeline.policies import get_policy
 from pipeline.steps.train import read_sequences
 from pipeline.tensors import open_tensors
+from pipeline.threads import limit_threads
 from pipeline.training import Prepared, Recipe, evaluate, prepare, split, train_layer
+
+SHORT = {"epochs": 6, "batch_size": 1, "learning_rate": 3e-3, "halve_every": 2}
+"""A recipe for two cores; its other settings are the paper's."""
 
 
 def prepared(folder: Path, args: argparse.Namespace, windows: int | None) -> Prepared:
@@ -42,35 +48,42 @@ def main() -> None:
     """Train and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train", type=Path, required=True, help="folder of a dump")
-    parser.add_argument("--test", type=Path, required=True, help="folder of another dump")
+    parser.add_argument("--test", type=Path, nargs="*", default=[], help="folders of other dumps")
     parser.add_argument("--layer", type=int, required=True)
     parser.add_argument("--policy", default="h2o")
     parser.add_argument("--budget", type=int, required=True, help="tokens")
     parser.add_argument("--scores", default="cached")
     parser.add_argument("--windows", type=int, help="of the training dump; all by default")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[6], help="halving every third")
+    parser.add_argument(
+        "--recipes", type=json.loads, nargs="+", default=[{}],
+        help=f"as JSON, each a change of {json.dumps(SHORT)}",
+    )  # fmt: skip
     parser.add_argument("--kernel-sizes", type=int, nargs="+", default=[8])
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--dtype", default="bfloat16", help="compute type of the kernels")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    train, test = prepared(args.train, args, args.windows), prepared(args.test, args, None)
+    limit_threads(args.threads)
+    train = prepared(args.train, args, args.windows)
+    tests = [prepared(folder, args, None) for folder in args.test]
     rows = []
-    for epochs, size in product(args.epochs, args.kernel_sizes):
-        recipe = Recipe(epochs, 1, args.learning_rate, max(epochs // 3, 1))
+    for change, size in product(args.recipes, args.kernel_sizes):
+        recipe = Recipe(**SHORT | change)
         kernel = get_kernel(
             "less", num_heads=train.q.shape[1], num_kv_heads=train.k.shape[1],
             head_dim=train.q.shape[3], kernel_size=size, seed=args.layer,
             compute_dtype=getattr(torch, args.dtype),
         )  # fmt: skip
         assert isinstance(kernel, LessKernel)
+        started = time.monotonic()
         train_layer(train, kernel, recipe)
+        seconds = time.monotonic() - started
         held_out = split(len(train), recipe.validation, recipe.seed)[1]
-        found = [share(train, held_out, kernel), share(test, list(range(len(test))), kernel)]
-        rows.append([epochs, size, *(f"{x:.3f}" for x in found)])
+        found = [share(train, held_out, kernel)]
+        found += [share(test, list(range(len(test))), kernel) for test in tests]
+        rows.append([json.dumps(change), size, f"{seconds:.1f}", *(f"{x:.3f}" for x in found)])
     print(f"layer {args.layer}, {args.policy} {args.budget} tokens, {len(train)} windows")
-    print(tabulate(rows, ["epochs", "R", "held out", "test"], "github", disable_numparse=True))
+    head = ["recipe", "R", "s", "held out", *(folder.name for folder in args.test)]
+    print(tabulate(rows, head, "github", disable_numparse=True))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pipeline.cache import LessCache, expected_memory, full_cache_bytes
 from pipeline.kernels import Kernel, get_kernel
 from pipeline.models import model_shape
 from pipeline.policies import budget_tokens, get_policy
+from pipeline.threads import limit_threads
 
 MIB = 2**20
 CONFIGS: dict[str, PreTrainedConfig] = {
@@ -77,7 +78,7 @@ def arithmetic() -> list[list[object]]:
 
 def peak(name: str, batch: int) -> tuple[float, float]:
     """(expected, measured) MiB of a cache that reads a prompt of twice its budget and goes on."""
-    torch.set_num_threads(1)
+    limit_threads(1)
     config = CONFIGS[name]
     config._attn_implementation = "less"
     shape = model_shape(config)

@@ -27,6 +27,7 @@ from pipeline.policies import get_policy
 from pipeline.progress import Progress
 from pipeline.statistics import estimate, resamples
 from pipeline.tensors import load_tensors
+from pipeline.threads import limit_threads
 
 KINDS = ["new", "seen", "copied"]
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    limit_threads(args.threads)
     model = load_model(args.model, args.dtype)
     shape = model_shape(model.config)
     heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)

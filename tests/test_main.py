@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import pipeline
-from pipeline import __main__
 from pipeline.__main__ import STEPS, main
 
 ROOT = Path(__file__).parent.parent
@@ -99,7 +99,7 @@ def test_threads_are_set_before_the_step_runs(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # so that the change of it is undone
     try:
         assert main(["--threads", "1", "fetch", "--package", "aclsum", "--out", "x"]) == 0
-        assert __main__.os.environ["OMP_NUM_THREADS"] == "1"
+        assert os.environ["OMP_NUM_THREADS"] == "1"
     finally:
         torch.set_num_threads(before)
     assert seen == [1]

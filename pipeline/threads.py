@@ -1,0 +1,15 @@
+"""How many threads a process computes with."""
+
+from __future__ import annotations
+
+import os
+
+
+def limit_threads(count: int) -> None:
+    """Give every thread pool ``count`` threads; pools that overlap spin and slow each other."""
+    import numba
+    import torch
+
+    numba.set_num_threads(min(count, numba.get_num_threads()))
+    torch.set_num_threads(count)  # last: numba's first call sets OpenMP's, which torch takes up
+    os.environ["OMP_NUM_THREADS"] = str(count)
