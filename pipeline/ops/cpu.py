@@ -14,35 +14,60 @@ import numpy as np
 import torch
 
 from pipeline.ops import NEVER
+from pipeline.ops.products import product
 from pipeline.ops.vector import dot, exp, jit, parallel
 from pipeline.policies import Policy
 
 QUERY_BLOCK = 256  # rows of probabilities held at once where whole rows are needed
+LANES = 32
 
 
 @jit
-def _attend(query, keys, values, count, scale, weight, ones, mass, out):  # type: ignore[no-untyped-def]
-    """One query over ``count`` slots: fills ``out`` (D,), adds its probabilities to ``mass``.
+def _largest(rows, n, lanes):  # type: ignore[no-untyped-def]
+    """The largest number of row ``n``, in whole vectors of the length of ``lanes`` (scratch)."""
+    lanes[:] = np.float32(-np.inf)
+    for first in range(0, rows.shape[1], lanes.shape[0]):
+        for i in range(lanes.shape[0]):
+            lanes[i] = max(lanes[i], rows[n, first + i])
+    largest = lanes[0]
+    for i in range(1, lanes.shape[0]):
+        largest = max(largest, lanes[i])
+    return largest
 
-    Returns the log-sum-exp of the logits. ``weight`` (1, >= count) is scratch, ``ones`` of ones.
+
+@jit
+def _attend(queries, keys, values, count, weight, lanes, ones, mass, out, lse):  # type: ignore[no-untyped-def]
+    """The queries of a group at one position over the first ``count`` slots.
+
+    Fills ``out`` (N, D) and the log-sum-exp of the logits ``lse`` (N,); adds the probabilities to
+    ``mass`` (C,).
+
+    Args:
+        queries: (N, D), scaled. keys: (D, C), finite. values: (C, D), finite. C is :func:`_padded`.
+        weight: (N, C) and lanes: (LANES,) are scratch; ones: (C,), of ones.
     """
-    size = query.shape[0]
-    top = np.float32(-np.inf)
-    for c in range(count):
-        logit = dot(keys, c, query, size) * scale
-        weight[0, c] = logit
-        top = max(top, logit)
-    for c in range(count):
-        weight[0, c] = exp(weight[0, c] - top)
-    total = dot(weight, 0, ones, count)
-    out[:] = np.float32(0)
-    share = np.float32(1) / total
-    for c in range(count):
-        p = weight[0, c] * share
-        mass[c] += p
-        for i in range(size):
-            out[i] += p * values[c, i]
-    return top + np.float32(math.log(total))
+    product(queries, keys, queries.shape[0], weight)
+    for n in range(queries.shape[0]):
+        for c in range(count, weight.shape[1]):
+            weight[n, c] = np.float32(-np.inf)
+        top = _largest(weight, n, lanes)
+        for c in range(weight.shape[1]):
+            weight[n, c] = exp(weight[n, c] - top)
+        for c in range(count, weight.shape[1]):
+            weight[n, c] = np.float32(0)
+        total = dot(weight, n, ones, count)
+        share = np.float32(1) / total
+        for c in range(weight.shape[1]):
+            weight[n, c] *= share
+            mass[c] += weight[n, c]
+        lse[n] = top + np.float32(math.log(total))
+    product(weight, values, queries.shape[0], out)
+
+
+@jit
+def _padded(slots):  # type: ignore[no-untyped-def]
+    """The length of arrays that hold ``slots`` slots: whole vectors."""
+    return (slots + LANES - 1) // LANES * LANES
 
 
 @jit
@@ -68,19 +93,23 @@ def _bounded_scan(  # type: ignore[no-untyped-def]
     """Queries ``prompt``.. over slots that start with ``kept`` (U, <= budget) positions."""
     sets, shared, rep, length, size = q.shape
     start = kept.shape[1]
+    slots = _padded(budget + 1)
     for u in numba.prange(sets):
-        keys = np.empty((shared, budget + 1, size), np.float32)
-        values = np.empty((shared, budget + 1, size), np.float32)
+        keys = np.zeros((shared, size, slots), np.float32)
+        values = np.zeros((shared, slots, size), np.float32)
         position = np.empty(budget + 1, np.int32)
         score = np.empty(budget + 1, np.float32)
-        mass = np.empty(budget + 1, np.float32)
-        weight = np.empty((1, budget + 1), np.float32)
-        ones = np.ones(budget + 1, np.float32)
+        mass = np.empty(slots, np.float32)
+        weight = np.empty((rep, slots), np.float32)
+        lanes = np.empty(LANES, np.float32)
+        ones = np.ones(slots, np.float32)
+        queries = np.empty((rep, size), np.float32)
+        outs = np.empty((rep, size), np.float32)
         for c in range(start):
             position[c] = kept[u, c]
             score[c] = kept_score[u, c]
             for m in range(shared):
-                keys[m, c] = k[u, m, position[c]]
+                keys[m, :, c] = k[u, m, position[c]]
                 values[m, c] = v[u, m, position[c]]
         count = start
         slot = start
@@ -90,15 +119,19 @@ def _bounded_scan(  # type: ignore[no-untyped-def]
                 count += 1
             position[slot] = t
             score[slot] = np.float32(0)
-            mass[:count] = np.float32(0)
+            mass[:] = np.float32(0)
             for m in range(shared):
-                keys[m, slot] = k[u, m, t]
+                keys[m, :, slot] = k[u, m, t]
                 values[m, slot] = v[u, m, t]
                 for n in range(rep):
-                    lse[u, m, n, t] = _attend(
-                        q[u, m, n, t], keys[m], values[m], count, scale, weight, ones,
-                        mass, out[u, m, n, t],
-                    )  # fmt: skip
+                    for i in range(size):
+                        queries[n, i] = q[u, m, n, t, i] * scale
+                _attend(
+                    queries, keys[m], values[m], count, weight, lanes, ones, mass, outs,
+                    lse[u, m, :, t],
+                )  # fmt: skip
+                for n in range(rep):
+                    out[u, m, n, t] = outs[n]
             for c in range(count):
                 score[c] = decay * score[c] + mass[c]
             if count > budget:
@@ -134,18 +167,36 @@ def _row_scan(rows, first, slots, scores, counts, sink, recent, budget, decay, e
             counts[u] = count
 
 
+@jit
+def _most_visible(evicted_at):  # type: ignore[no-untyped-def]
+    """The most keys that any query sees, given the eviction times (S,) of one index set."""
+    length = evicted_at.shape[0]
+    gone = np.zeros(length + 1, np.int32)
+    seen = most = 0
+    for t in range(length):
+        seen += 1
+        gone[min(evicted_at[t], length)] += 1
+        seen -= gone[t]
+        most = max(most, seen)
+    return most
+
+
 @parallel
 def _visible_scan(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-untyped-def]
     """Attention of every query over the keys whose eviction time has not come."""
     sets, shared, rep, length, size = q.shape
     for job in numba.prange(sets * shared):
         u, m = job // shared, job % shared
-        keys = np.empty((length, size), np.float32)
-        values = np.empty((length, size), np.float32)
-        until = np.empty(length, np.int32)
-        weight = np.empty((1, length), np.float32)
-        ones = np.ones(length, np.float32)
-        mass = np.empty(length, np.float32)
+        slots = _padded(_most_visible(evicted_at[u]))
+        keys = np.zeros((size, slots), np.float32)
+        values = np.zeros((slots, size), np.float32)
+        until = np.empty(slots, np.int32)
+        weight = np.empty((rep, slots), np.float32)
+        lanes = np.empty(LANES, np.float32)
+        ones = np.ones(slots, np.float32)
+        mass = np.empty(slots, np.float32)
+        queries = np.empty((rep, size), np.float32)
+        outs = np.empty((rep, size), np.float32)
         count = 0
         for t in range(length):
             c = 0
@@ -153,19 +204,20 @@ def _visible_scan(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-unty
                 if until[c] <= t:
                     count -= 1
                     until[c] = until[count]
-                    keys[c] = keys[count]
+                    keys[:, c] = keys[:, count]
                     values[c] = values[count]
                 else:
                     c += 1
             until[count] = evicted_at[u, t]
-            keys[count] = k[u, m, t]
+            keys[:, count] = k[u, m, t]
             values[count] = v[u, m, t]
             count += 1
             for n in range(rep):
-                lse[u, m, n, t] = _attend(
-                    q[u, m, n, t], keys, values, count, scale, weight, ones, mass,
-                    out[u, m, n, t],
-                )  # fmt: skip
+                for i in range(size):
+                    queries[n, i] = q[u, m, n, t, i] * scale
+            _attend(queries, keys, values, count, weight, lanes, ones, mass, outs, lse[u, m, :, t])
+            for n in range(rep):
+                out[u, m, n, t] = outs[n]
 
 
 def _array(x: torch.Tensor) -> np.ndarray:

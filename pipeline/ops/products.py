@@ -123,7 +123,8 @@ def _tile(rows: int, vectors: int, lanes: int) -> Any:
     return tile
 
 
-_rows_wide, _row_wide = _tile(ROWS, 2, 16), _tile(1, 2, 16)
+_rows_wide, _four_wide, _two_wide = (_tile(rows, 2, 16) for rows in (ROWS, 4, 2))
+_row_wide, _row_widest = _tile(1, 2, 16), _tile(1, 4, 16)
 _rows_narrow, _row_narrow = _tile(ROWS, 1, 8), _tile(1, 1, 8)
 _row_single = _tile(1, 1, 1)
 
@@ -136,10 +137,20 @@ def product(x, w, count, out):  # type: ignore[no-untyped-def]
     """
     width = w.shape[1]
     wide, narrow, whole = width // 32 * 32, width // 8 * 8, count // ROWS * ROWS
-    for column in range(0, wide, 32):
+    begin = width // 64 * 64 if count == 1 else 0  # one row alone needs more sums at a time
+    for column in range(0, begin, 64):
+        _row_widest(x, 0, w, column, out)
+    for column in range(begin, wide, 32):
         for n in range(0, whole, ROWS):
             _rows_wide(x, n, w, column, out)
-        for n in range(whole, count):
+        n = whole
+        if n + 4 <= count:
+            _four_wide(x, n, w, column, out)
+            n += 4
+        if n + 2 <= count:
+            _two_wide(x, n, w, column, out)
+            n += 2
+        if n < count:
             _row_wide(x, n, w, column, out)
     for column in range(wide, narrow, 8):
         for n in range(0, whole, ROWS):
