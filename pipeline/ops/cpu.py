@@ -174,10 +174,9 @@ def _most_visible(evicted_at):  # type: ignore[no-untyped-def]
     gone = np.zeros(length + 1, np.int32)
     seen = most = 0
     for t in range(length):
-        seen += 1
-        gone[min(evicted_at[t], length)] += 1
-        seen -= gone[t]
+        seen += 1 - gone[t]
         most = max(most, seen)
+        gone[min(max(evicted_at[t], t + 1), length)] += 1  # a query sees its own key
     return most
 
 
