@@ -36,16 +36,30 @@ def _largest(rows, n, lanes):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _attend(queries, keys, values, count, weight, lanes, ones, mass, out, lse):  # type: ignore[no-untyped-def]
-    """The queries of a group at one position over the first ``count`` slots.
+def _scratch(rows, size, slots):  # type: ignore[no-untyped-def]
+    """What :func:`_attend` works in: queries, weights, outputs, a vector's lanes and ones."""
+    return (
+        np.empty((rows, size), np.float32), np.empty((rows, slots), np.float32),
+        np.empty((rows, size), np.float32), np.empty(LANES, np.float32),
+        np.ones(slots, np.float32),
+    )  # fmt: skip
+
+
+@jit
+def _attend(q, keys, values, count, scale, scratch, mass, out, lse):  # type: ignore[no-untyped-def]
+    """The queries ``q`` (N, D) of a group at one position over the first ``count`` slots.
 
     Fills ``out`` (N, D) and the log-sum-exp of the logits ``lse`` (N,); adds the probabilities to
     ``mass`` (C,).
 
     Args:
-        queries: (N, D), scaled. keys: (D, C), finite. values: (C, D), finite. C is :func:`_padded`.
-        weight: (N, C) and lanes: (LANES,) are scratch; ones: (C,), of ones.
+        keys: (D, C), finite. values: (C, D), finite. C is :func:`_padded`.
+        scratch: of :func:`_scratch`.
     """
+    queries, weight, outs, lanes, ones = scratch
+    for n in range(q.shape[0]):
+        for i in range(q.shape[1]):
+            queries[n, i] = q[n, i] * scale
     product(queries, keys, queries.shape[0], weight)
     for n in range(queries.shape[0]):
         for c in range(count, weight.shape[1]):
@@ -61,7 +75,9 @@ def _attend(queries, keys, values, count, weight, lanes, ones, mass, out, lse): 
             weight[n, c] *= share
             mass[c] += weight[n, c]
         lse[n] = top + np.float32(math.log(total))
-    product(weight, values, queries.shape[0], out)
+    product(weight, values, queries.shape[0], outs)
+    for n in range(q.shape[0]):
+        out[n] = outs[n]
 
 
 @jit
@@ -100,11 +116,7 @@ def _bounded_scan(  # type: ignore[no-untyped-def]
         position = np.empty(budget + 1, np.int32)
         score = np.empty(budget + 1, np.float32)
         mass = np.empty(slots, np.float32)
-        weight = np.empty((rep, slots), np.float32)
-        lanes = np.empty(LANES, np.float32)
-        ones = np.ones(slots, np.float32)
-        queries = np.empty((rep, size), np.float32)
-        outs = np.empty((rep, size), np.float32)
+        scratch = _scratch(rep, size, slots)
         for c in range(start):
             position[c] = kept[u, c]
             score[c] = kept_score[u, c]
@@ -123,15 +135,10 @@ def _bounded_scan(  # type: ignore[no-untyped-def]
             for m in range(shared):
                 keys[m, :, slot] = k[u, m, t]
                 values[m, slot] = v[u, m, t]
-                for n in range(rep):
-                    for i in range(size):
-                        queries[n, i] = q[u, m, n, t, i] * scale
                 _attend(
-                    queries, keys[m], values[m], count, weight, lanes, ones, mass, outs,
-                    lse[u, m, :, t],
+                    q[u, m, :, t], keys[m], values[m], count, scale, scratch, mass,
+                    out[u, m, :, t], lse[u, m, :, t],
                 )  # fmt: skip
-                for n in range(rep):
-                    out[u, m, n, t] = outs[n]
             for c in range(count):
                 score[c] = decay * score[c] + mass[c]
             if count > budget:
@@ -190,12 +197,8 @@ def _visible_scan(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-unty
         keys = np.zeros((size, slots), np.float32)
         values = np.zeros((slots, size), np.float32)
         until = np.empty(slots, np.int32)
-        weight = np.empty((rep, slots), np.float32)
-        lanes = np.empty(LANES, np.float32)
-        ones = np.ones(slots, np.float32)
+        scratch = _scratch(rep, size, slots)
         mass = np.empty(slots, np.float32)
-        queries = np.empty((rep, size), np.float32)
-        outs = np.empty((rep, size), np.float32)
         count = 0
         for t in range(length):
             c = 0
@@ -211,12 +214,10 @@ def _visible_scan(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-unty
             keys[:, count] = k[u, m, t]
             values[count] = v[u, m, t]
             count += 1
-            for n in range(rep):
-                for i in range(size):
-                    queries[n, i] = q[u, m, n, t, i] * scale
-            _attend(queries, keys, values, count, weight, lanes, ones, mass, outs, lse[u, m, :, t])
-            for n in range(rep):
-                out[u, m, n, t] = outs[n]
+            _attend(
+                q[u, m, :, t], keys, values, count, scale, scratch, mass,
+                out[u, m, :, t], lse[u, m, :, t],
+            )  # fmt: skip
 
 
 def _array(x: torch.Tensor) -> np.ndarray:
