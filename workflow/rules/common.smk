@@ -71,8 +71,8 @@ MODELS, TASKS, TRAIN, GRID = (CONFIG[key] for key in ("models", "tasks", "train"
 SEED, DEVICE = CONFIG["seed"], CONFIG["device"]
 GPUS = 1 if DEVICE == "cuda" else 0
 os.environ.setdefault("LESS_JOBS_PER_GPU", str(CONFIG["jobs_per_gpu"]))  # for jobs on this host
-# Jobs ask for tensors in huge pages: with small ones, page faults take up to a third of the time
-# that a forward pass of a small model takes (glibc 2.35 and later; docs/performance.md).
+# Jobs ask for tensors in huge pages: page faults take much of a small model's forward pass
+# otherwise (glibc 2.35 and later; docs/performance.md).
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 DATA_DIR = CONFIG["data_dir"]
 FORMATS = ["md", "csv", "tex", "html"]
