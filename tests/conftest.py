@@ -3,9 +3,9 @@
 import os
 from importlib.util import find_spec
 
-import interpreted  # noqa: F401
 import pytest
 import torch
+import variables  # noqa: F401
 from hypothesis import HealthCheck, settings
 
 from pipeline.errors import DataError
@@ -17,7 +17,7 @@ COMMON = {
     "deadline": None,
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
-settings.register_profile("ci", max_examples=150, derandomize=True, **COMMON)
+settings.register_profile("ci", max_examples=100, derandomize=True, **COMMON)
 settings.register_profile("thorough", max_examples=1500, print_blob=True, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

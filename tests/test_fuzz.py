@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import yaml
-from test_workflow import ENVIRONMENT, ROOT, checkout
+from checkouts import ENVIRONMENT, ROOT, checkout
 
 from pipeline import grid
 from pipeline.config import SCHEMA, complete, config_hash

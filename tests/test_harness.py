@@ -72,11 +72,6 @@ def index():
     return lm_eval.tasks.TaskManager(include_path=str(harness.OWN_TASKS))
 
 
-@pytest.fixture(autouse=True)
-def one_index(monkeypatch, index):
-    monkeypatch.setattr(harness, "TaskManager", lambda **options: index)
-
-
 def stock(model, tokenizer, index, name, rows, shots=0, pool=None, context=CONTEXT, **options):
     """The library's own evaluation of a plain model: its metrics, and samples in order."""
     tables = {"train": datasets.Dataset.from_list(rows if pool is None else pool)}
@@ -89,6 +84,13 @@ def stock(model, tokenizer, index, name, rows, shots=0, pool=None, context=CONTE
     )  # fmt: skip
     samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
     return found["results"][name], samples
+
+
+@pytest.mark.parametrize("name", ["wikitext", "pg19", "boolq", "mutual", "arc_easy", "hellaswag"])
+def test_a_task_is_found_without_reading_all_of_them(index, name):
+    found = harness._manager(name)
+    assert found.task_index[name].cfg == index.task_index[name].cfg
+    assert len(found.all_subtasks) < len(index.all_subtasks) / 100
 
 
 def words(folder, name, out, *options):

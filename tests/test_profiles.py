@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 
 import pytest
-from test_workflow import ENVIRONMENT, SMOKE, checkout
+from checkouts import ENVIRONMENT, SMOKE, checkout
 
 
 @pytest.fixture(scope="module")

@@ -64,17 +64,6 @@ def test_cold_and_warm_processes_agree_to_the_last_bit(tmp_path: Path) -> None:
     assert cold == warm
 
 
-def test_compiled_code_is_kept_apart_by_the_code_of_its_helpers(tmp_path: Path) -> None:
-    sources = tmp_path / "ops"
-    sources.mkdir()
-    (sources / "helper.py").write_text("x = 1\n")
-    before = vector.cache_folder(sources)
-    assert before.parent == sources / "__pycache__"
-    assert vector.cache_folder(sources, "/elsewhere").parent == Path("/elsewhere")
-    (sources / "helper.py").write_text("x = 2\n")
-    assert vector.cache_folder(sources) != before
-
-
 @given(size=st.integers(0, 300), seed=st.integers(0, 99))
 def test_dot_sums_products_of_any_length(size: int, seed: int) -> None:
     generator = np.random.default_rng(seed)

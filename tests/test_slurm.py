@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from checkouts import ENVIRONMENT, SMOKE, checkout, run
 from slurm import missing, slurm
-from test_workflow import ENVIRONMENT, SMOKE, checkout, run
 
 pytestmark = [
     pytest.mark.slow,

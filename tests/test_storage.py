@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from test_workflow import ENVIRONMENT, SMOKE, assert_same_results, checkout, less
+from checkouts import ENVIRONMENT, SMOKE, assert_same_results, checkout, less
 
 ALL = bool(os.environ.get("LESS_STORAGE"))
 PLUGINS = Path(__file__).parent / "plugins"

@@ -19,62 +19,25 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from checkouts import (
+    ENVIRONMENT,
+    ROOT,
+    SMOKE,
+    assert_same_results,
+    checkout,
+    command,
+    finish,
+    less,
+    planned,
+    run,
+)
 from helpers import browse, randn
 
-from benchmarks.overhead import PARTS
 from pipeline.catalogue import COMPARISON, FIGURES, PROVENANCE, TABLES, TEXTS
 from pipeline.layout import layer_file
 from pipeline.tensors import save_tensors
 
-ROOT = Path(__file__).parent.parent
-SMOKE = "experiments/smoke.yaml"
 EXPERIMENTS = sorted(path.name for path in (ROOT / "experiments").glob("*.yaml"))
-ENVIRONMENT = {
-    **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "OMP_NUM_THREADS": "1",
-}
-
-
-def checkout(folder, source=ROOT):
-    """The files of a checkout that a run reads; their times stay, so that numba's cache holds."""
-    for part in PARTS:
-        if (source / part).is_dir():
-            shutil.copytree(source / part, folder / part)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source / part, folder / part)
-    return folder
-
-
-def command(*words, config=SMOKE):
-    return ["snakemake", "--cores", "2", "--configfile", str(config), *words]
-
-
-def run(folder, *words, config=SMOKE):
-    return subprocess.run(
-        command(*words, config=config), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
-    )
-
-
-def finish(folder):
-    done = run(folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def planned(folder, config=SMOKE):
-    """Jobs by rule that a dry run lists, without the target."""
-    done = run(folder, "--dry-run", config=config)
-    assert done.returncode == 0, done.stdout + done.stderr
-    text = done.stdout + done.stderr
-    if "Nothing to be done" in text:
-        return {}
-    table = text.split("Job stats:")[1].split("\n\n")[0]
-    counts = {rule: int(n) for rule, n in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
-    assert counts.pop("total") == sum(counts.values())
-    assert counts.pop("all") == 1
-    return counts
 
 
 def planned_beside(folder, tries=5):
@@ -205,110 +168,6 @@ def test_nothing_to_do_twice(finished):
 
 def test_completed_config_is_the_same_experiment(finished):
     assert planned(finished, "results/smoke/config.json") == {}
-
-
-# --- studies, maps and a bounded disk, on a model of Falcon's shape; hostile strings -----------
-
-HOSTILE = "a b'c\"$(touch canary);touch canary;`touch canary` &é*[x]?"
-"""Folders, files and words that a shell would take for commands, and patterns for more."""
-
-
-@pytest.fixture(scope="module")
-def studies(tmp_path_factory):
-    """A checkout in which `falcon_tiny` is finished under hostile names; do not change it."""
-    folder = checkout(tmp_path_factory.mktemp("falcon") / HOSTILE)
-    config = yaml.safe_load((folder / "experiments" / "falcon_tiny.yaml").read_text())
-    data = folder / f"{HOSTILE}data"
-    data.mkdir()
-    for dataset in config["datasets"].values():
-        name = f"{Path(dataset['path']).stem}'$.jsonl"
-        shutil.copy(folder / dataset["path"], data / name)
-        dataset["path"] = f"../{data.name}/{name}"
-    config |= {"scratch": f"logs/../{HOSTILE}scratch", "data_dir": f"tests/../{data.name}"}
-    config["description"] = f"{HOSTILE} {{x}} {{model}}\n\n.. include:: /etc/passwd\n"
-    (folder / "hostile.yaml").write_text(yaml.safe_dump(config))
-    (folder / "before.json").write_text(json.dumps([path.name for path in folder.iterdir()]))
-    done = run(folder, config="hostile.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "GiB on disk at once" in done.stderr
-    return folder
-
-
-def test_hostile_texts_run_as_what_they_are(studies):
-    """Nothing in them was run or read, and nothing lies outside the run's folders."""
-    assert not list(studies.parent.rglob("canary"))
-    assert [path.name for path in studies.parent.iterdir()] == [HOSTILE]
-    before = {*json.loads((studies / "before.json").read_text()), "before.json"}
-    made = {path.name for path in studies.iterdir()} - before
-    assert made == {f"{HOSTILE}scratch", "results", "logs", ".snakemake"}
-    for folder in (f"{HOSTILE}scratch", "results", "logs"):
-        assert [path.name for path in (studies / folder).iterdir()] == ["falcon_tiny"]
-    report = (studies / "results" / "falcon_tiny" / "report.html").read_text(encoding="utf-8")
-    assert "root:x:0" not in report
-    assert not planned(studies, "hostile.yaml")
-
-
-def test_every_rule_but_the_download_runs(studies):
-    texts = [path.read_text() for path in (ROOT / "workflow" / "rules").glob("*.smk")]
-    rules = re.findall(r"^(?:use rule \w+ as|rule) (\w+)", "".join(texts), re.MULTILINE)
-    events = (studies / "logs" / "falcon_tiny" / "run.jsonl").read_text().splitlines()
-    started = {json.loads(line).get("rule") for line in events if '"started"' in line}
-    assert started - {"all"} == set(rules) - {"fetch"}
-
-
-def test_studies_stand_in_the_tidy_table(studies):
-    tidy = pd.read_parquet(studies / "results" / "falcon_tiny" / "results.parquet")
-    found = {
-        (study, setting): set(zip(rows["method"], rows["train_sparsity"].fillna(0), strict=True))
-        for (study, setting), rows in tidy[tidy["study"] != "grid"].groupby(["study", "setting"])
-    }
-    less, grid = ("less", 0.1), {(name, 0) for name in ("baseline", "baseline_plus", "performer")}
-    assert found == {
-        ("kernel_size", 4): {less},
-        ("kernel_size", 8): {less},
-        ("prompt_length", 80): {("full", 0), ("baseline_plus", 0), less},
-        ("prompt_length", 96): {("full", 0), ("baseline_plus", 0), less},
-        ("scores", 1): grid | {less},
-    }
-    sizes = tidy[tidy["study"] == "kernel_size"].groupby("setting")["budget"].agg(set)
-    assert sizes.to_dict() == {4: {14}, 8: {12}}  # equal memory: a smaller state, more tokens
-    same = tidy[(tidy["task"] == "text") & (tidy["metric"] == "word_perplexity")]
-    same = same[(same["policy"] == "h2o") & (same["train_sparsity"] == 0.1)]
-    grid_value, study_value = (
-        same.loc[same["study"].eq(study) & (same["setting"].fillna(8) == 8), "value"].item()
-        for study in ("grid", "kernel_size")
-    )
-    assert grid_value == study_value
-
-
-def test_prompts_of_a_study_are_of_the_same_documents(studies):
-    prompts = studies / f"{HOSTILE}scratch" / "falcon_tiny" / "prompts" / "falcon-untrained"
-    short, long = (json.loads((prompts / f"notes-P{n}.json").read_text()) for n in (80, 96))
-    names = [[sample["document"] for sample in each["samples"]] for each in (short, long)]
-    assert names[0] == names[1]
-    for each, length in ((short, 80), (long, 96)):
-        tokens = [sample["prompt_tokens"] for sample in each["samples"]]
-        assert max(tokens) <= length
-        assert min(tokens) > length - 16  # cut at words
-
-
-def test_one_bundle_of_features_at_a_time(studies):
-    logs = studies / "logs" / "falcon_tiny"
-    second = (logs / "dump" / "falcon-untrained" / "part1.log").stat()
-    trained = [
-        logs / "train" / "falcon-untrained" / name / "part0.log"
-        for name in ("h2o-0.1", "h2o-0.2", "lambda-0.1", "h2o-0.1-R4")
-    ]
-    assert all(path.stat().st_mtime < second.st_mtime for path in trained)
-    assert not list(
-        (studies / f"{HOSTILE}scratch" / "falcon_tiny" / "features").rglob("*.safetensors")
-    )
-
-
-def test_maps_and_studies_are_drawn(studies):
-    figures = studies / "results" / "falcon_tiny" / "figures"
-    for name in ("figure1", "figure3", "figure7", "figure8", "figure9", "figure11"):
-        assert (figures / f"{name}.png").stat().st_size > 20_000, name
 
 
 # --- what a change reruns --------------------------------------------------------------------
@@ -551,15 +410,6 @@ def wait_for(process, log, seen, times, then):
     return process.poll() is None
 
 
-def assert_same_results(mine, theirs):
-    compared = 0
-    for path in (mine / "results" / "smoke").rglob("*"):
-        if path.is_file() and path.name != "report.html":  # the report tells how long jobs took
-            assert path.read_bytes() == (theirs / path.relative_to(mine)).read_bytes(), path.name
-            compared += 1
-    assert compared > 20
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(max(900, 300 * KILLS))
 def test_damaged_and_killed_at_any_moment_and_started_again(finished, damaged, tmp_path):
@@ -591,14 +441,6 @@ def test_damaged_and_killed_at_any_moment_and_started_again(finished, damaged, t
     assert planned(folder) == {}
     for left in ("*.partial", "*.damaged"):
         assert not list((folder / "scratch").rglob(left))
-
-
-def less(folder, *words):
-    """A command of the package, in a checkout."""
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline", *words],
-        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True,
-    )  # fmt: skip
 
 
 def test_two_runs_at_once_are_refused(copied):
@@ -750,15 +592,6 @@ def test_random_weights_of_the_latency_study_never_reach_the_disk(tmp_path):
     jobs = planned(checkout(tmp_path / "less"), "experiments/latency_llama2_7b.yaml")
     assert jobs.pop("latency") == 18
     assert set(jobs) == {"tabulate", "tables", "plot", "compare", "provenance", "page"}
-
-
-def test_lint():
-    done = subprocess.run(
-        ["snakemake", "--lint", "--snakefile", str(ROOT / "Snakefile")],
-        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Congratulations" in done.stdout + done.stderr
 
 
 # --- the report ------------------------------------------------------------------------------

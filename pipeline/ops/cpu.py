@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from pipeline.ops import NEVER
+from pipeline.ops.loops import jit, parallel
 from pipeline.ops.products import product
-from pipeline.ops.vector import dot, exp, jit, parallel
+from pipeline.ops.vector import copy, dot, exp, fill
 from pipeline.policies import Policy
 
 QUERY_BLOCK = 256  # rows of probabilities held at once where whole rows are needed
@@ -25,7 +26,7 @@ LANES = 32
 @jit
 def _largest(rows, n, lanes):  # type: ignore[no-untyped-def]
     """The largest number of row ``n``, in whole vectors of the length of ``lanes`` (scratch)."""
-    lanes[:] = np.float32(-np.inf)
+    fill(lanes, np.float32(-np.inf))
     for first in range(0, rows.shape[1], lanes.shape[0]):
         for i in range(lanes.shape[0]):
             lanes[i] = max(lanes[i], rows[n, first + i])
@@ -77,7 +78,7 @@ def _attend(q, keys, values, count, scale, scratch, mass, out, lse):  # type: ig
         lse[n] = top + np.float32(math.log(total))
     product(weight, values, queries.shape[0], outs)
     for n in range(q.shape[0]):
-        out[n] = outs[n]
+        copy(outs[n], out[n])
 
 
 @jit
@@ -102,48 +103,78 @@ def _victim(position, score, count, query, sink, recent):  # type: ignore[no-unt
     return best
 
 
+@jit
+def _bounded_set(  # type: ignore[no-untyped-def]
+    u, q, k, v, kept, kept_score, prompt, sink, recent, budget, decay, scale, evicted_at, out, lse
+):
+    """:func:`_bounded_scan` of index set ``u``."""
+    shared, rep, length, size = q.shape[1:]
+    start = kept.shape[1]
+    slots = _padded(budget + 1)
+    keys = np.zeros((shared, size, slots), np.float32)
+    values = np.zeros((shared, slots, size), np.float32)
+    position = np.empty(budget + 1, np.int32)
+    score = np.empty(budget + 1, np.float32)
+    mass = np.empty(slots, np.float32)
+    scratch = _scratch(rep, size, slots)
+    for c in range(start):
+        position[c] = kept[u, c]
+        score[c] = kept_score[u, c]
+        for m in range(shared):
+            copy(k[u, m, position[c]], keys[m, :, c])
+            copy(v[u, m, position[c]], values[m, c])
+    count = start
+    slot = start
+    for t in range(prompt, length):
+        if count <= budget:
+            slot = count
+            count += 1
+        position[slot] = t
+        score[slot] = np.float32(0)
+        fill(mass, np.float32(0))
+        for m in range(shared):
+            copy(k[u, m, t], keys[m, :, slot])
+            copy(v[u, m, t], values[m, slot])
+            _attend(
+                q[u, m, :, t], keys[m], values[m], count, scale, scratch, mass,
+                out[u, m, :, t], lse[u, m, :, t],
+            )  # fmt: skip
+        for c in range(count):
+            score[c] = decay * score[c] + mass[c]
+        if count > budget:
+            slot = _victim(position, score, count, t, sink, recent)
+            evicted_at[u, position[slot]] = t + 1
+
+
 @parallel
 def _bounded_scan(  # type: ignore[no-untyped-def]
     q, k, v, kept, kept_score, prompt, sink, recent, budget, decay, scale, evicted_at, out, lse
 ):
     """Queries ``prompt``.. over slots that start with ``kept`` (U, <= budget) positions."""
-    sets, shared, rep, length, size = q.shape
-    start = kept.shape[1]
-    slots = _padded(budget + 1)
-    for u in numba.prange(sets):
-        keys = np.zeros((shared, size, slots), np.float32)
-        values = np.zeros((shared, slots, size), np.float32)
-        position = np.empty(budget + 1, np.int32)
-        score = np.empty(budget + 1, np.float32)
-        mass = np.empty(slots, np.float32)
-        scratch = _scratch(rep, size, slots)
-        for c in range(start):
-            position[c] = kept[u, c]
-            score[c] = kept_score[u, c]
-            for m in range(shared):
-                keys[m, :, c] = k[u, m, position[c]]
-                values[m, c] = v[u, m, position[c]]
-        count = start
-        slot = start
-        for t in range(prompt, length):
-            if count <= budget:
-                slot = count
-                count += 1
-            position[slot] = t
-            score[slot] = np.float32(0)
-            mass[:] = np.float32(0)
-            for m in range(shared):
-                keys[m, :, slot] = k[u, m, t]
-                values[m, slot] = v[u, m, t]
-                _attend(
-                    q[u, m, :, t], keys[m], values[m], count, scale, scratch, mass,
-                    out[u, m, :, t], lse[u, m, :, t],
-                )  # fmt: skip
-            for c in range(count):
-                score[c] = decay * score[c] + mass[c]
-            if count > budget:
-                slot = _victim(position, score, count, t, sink, recent)
-                evicted_at[u, position[slot]] = t + 1
+    for u in numba.prange(q.shape[0]):
+        _bounded_set(
+            u, q, k, v, kept, kept_score, prompt, sink, recent, budget, decay, scale, evicted_at,
+            out, lse,
+        )  # fmt: skip
+
+
+@jit
+def _row_set(rows, first, position, score, count, sink, recent, budget, decay, evicted_at):  # type: ignore[no-untyped-def]
+    """:func:`_row_scan` of one index set: rows (T, S); the ``count`` of slots afterwards."""
+    for row in range(rows.shape[0]):
+        t = first + row
+        position[count] = t
+        score[count] = np.float32(0)
+        count += 1
+        for c in range(count):
+            score[c] = decay * score[c] + rows[row, position[c]]
+        if count > budget:
+            victim = _victim(position, score, count, t, sink, recent)
+            evicted_at[position[victim]] = t + 1
+            count -= 1
+            position[victim] = position[count]
+            score[victim] = score[count]
+    return count
 
 
 @parallel
@@ -153,25 +184,11 @@ def _row_scan(rows, first, slots, scores, counts, sink, recent, budget, decay, e
     ``slots`` (U, budget + 1) positions, ``scores`` likewise and ``counts`` (U,) carry the state
     from block to block; after an eviction the free slot is swapped to the end.
     """
-    sets, block, _ = rows.shape
-    for u in numba.prange(sets):
-        position = slots[u]
-        score = scores[u]
-        for row in range(block):
-            t = first + row
-            count = counts[u]
-            position[count] = t
-            score[count] = np.float32(0)
-            count += 1
-            for c in range(count):
-                score[c] = decay * score[c] + rows[u, row, position[c]]
-            if count > budget:
-                victim = _victim(position, score, count, t, sink, recent)
-                evicted_at[u, position[victim]] = t + 1
-                count -= 1
-                position[victim] = position[count]
-                score[victim] = score[count]
-            counts[u] = count
+    for u in numba.prange(rows.shape[0]):
+        counts[u] = _row_set(
+            rows[u], first, slots[u], scores[u], counts[u], sink, recent, budget, decay,
+            evicted_at[u],
+        )  # fmt: skip
 
 
 @jit
@@ -187,37 +204,41 @@ def _most_visible(evicted_at):  # type: ignore[no-untyped-def]
     return most
 
 
+@jit
+def _visible_head(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-untyped-def]
+    """:func:`_visible_scan` of one key/value head: q (N, S, D), k and v (S, D)."""
+    rep, length, size = q.shape
+    slots = _padded(_most_visible(evicted_at))
+    keys = np.zeros((size, slots), np.float32)
+    values = np.zeros((slots, size), np.float32)
+    until = np.empty(slots, np.int32)
+    scratch = _scratch(rep, size, slots)
+    mass = np.empty(slots, np.float32)
+    count = 0
+    for t in range(length):
+        c = 0
+        while c < count:
+            if until[c] <= t:
+                count -= 1
+                until[c] = until[count]
+                copy(keys[:, count], keys[:, c])
+                copy(values[count], values[c])
+            else:
+                c += 1
+        until[count] = evicted_at[t]
+        copy(k[t], keys[:, count])
+        copy(v[t], values[count])
+        count += 1
+        _attend(q[:, t], keys, values, count, scale, scratch, mass, out[:, t], lse[:, t])
+
+
 @parallel
 def _visible_scan(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-untyped-def]
     """Attention of every query over the keys whose eviction time has not come."""
-    sets, shared, rep, length, size = q.shape
+    sets, shared = q.shape[:2]
     for job in numba.prange(sets * shared):
         u, m = job // shared, job % shared
-        slots = _padded(_most_visible(evicted_at[u]))
-        keys = np.zeros((size, slots), np.float32)
-        values = np.zeros((slots, size), np.float32)
-        until = np.empty(slots, np.int32)
-        scratch = _scratch(rep, size, slots)
-        mass = np.empty(slots, np.float32)
-        count = 0
-        for t in range(length):
-            c = 0
-            while c < count:
-                if until[c] <= t:
-                    count -= 1
-                    until[c] = until[count]
-                    keys[:, c] = keys[:, count]
-                    values[c] = values[count]
-                else:
-                    c += 1
-            until[count] = evicted_at[u, t]
-            keys[:, count] = k[u, m, t]
-            values[count] = v[u, m, t]
-            count += 1
-            _attend(
-                q[u, m, :, t], keys, values, count, scale, scratch, mass,
-                out[u, m, :, t], lse[u, m, :, t],
-            )  # fmt: skip
+        _visible_head(q[u, m], k[u, m], v[u, m], evicted_at[u], scale, out[u, m], lse[u, m])
 
 
 def _array(x: torch.Tensor) -> np.ndarray:

@@ -17,8 +17,9 @@ from pipeline.features import PackedKernel, PlainKernel
 from pipeline.ops import decode_reference
 from pipeline.ops.cpu import _victim
 from pipeline.ops.decode import Decoded
+from pipeline.ops.loops import jit, parallel
 from pipeline.ops.products import product
-from pipeline.ops.vector import dot, exp, gelu, jit, parallel
+from pipeline.ops.vector import copy, dot, exp, fill, gelu
 from pipeline.policies import Policy
 from pipeline.slots import Slots
 from pipeline.synthesis import EPSILON, LowRankState
@@ -74,7 +75,8 @@ def _read(queries, keys, values, count, scale, weight, ones, row, mass, out, lse
             weight[n, c] *= share
             mass[c] += weight[n, c]
         lse[n] = top + np.float32(np.log(total))
-        out[n] = np.float32(0)
+        for i in range(size):
+            out[n, i] = np.float32(0)
     for c in range(count):
         for i in range(size):
             row[i] = _widen(values[c, i])
@@ -84,6 +86,70 @@ def _read(queries, keys, values, count, scale, weight, ones, row, mass, out, lse
                 out[n, i] += p * row[i]
 
 
+@jit
+def _decode_set(  # type: ignore[no-untyped-def]
+    b, u, q, k, v, keys, values, positions, scores, free, first, sink, recent, budget, decay, scale,
+    out, lse, read_queries, gone_keys, gone_values, gone,
+):  # fmt: skip
+    """:func:`_decode` of index set ``u`` of sequence ``b``."""
+    groups, rep, length, size = q.shape[1:]
+    shared = groups // positions.shape[1]
+    held = range(u * shared, (u + 1) * shared)
+    row = np.empty(size, np.float32)
+    weight = np.empty((rep, budget + 1), np.float32)
+    ones = np.ones(budget + 1, np.float32)
+    mass = np.empty(budget + 1, np.float32)
+    queries = np.empty((rep, size), np.float32)
+    read = np.empty((rep, size), np.float32)
+    read_lse = np.empty(rep, np.float32)
+    for t in range(length):
+        now = first[b] + t
+        gone[b, u, t] = -1
+        for g in held:
+            fill(gone_keys[g, b, t], 0)
+            fill(gone_values[b, g, t], 0)
+            for n in range(rep):
+                copy(q[b, g, n, t], read_queries[g, n, b, t])
+        if now < 0:
+            for g in held:
+                for n in range(rep):
+                    fill(out[b, g, n, t], np.float32(0))
+            continue
+        count = min(now, budget) + 1
+        slot = free[b, u]
+        positions[b, u, slot] = now
+        fill(mass, np.float32(0))
+        for g in held:
+            copy(k[b, g, t], keys[b, g, slot])
+            copy(v[b, g, t], values[b, g, slot])
+            for n in range(rep):
+                for i in range(size):
+                    queries[n, i] = _widen(q[b, g, n, t, i])
+            _read(
+                queries, keys[b, g], values[b, g], count, scale, weight, ones, row, mass,
+                read, read_lse,
+            )  # fmt: skip
+            for n in range(rep):
+                copy(read[n], out[b, g, n, t])
+                lse[b, g, n, t] = read_lse[n]
+        score = mass  # with no candidate but one, any score does
+        if scores.shape[2] > 0:
+            score = scores[b, u]
+            score[slot] = np.float32(0)
+            for c in range(count):
+                score[c] = decay * score[c] + mass[c]
+        if now < budget:
+            free[b, u] = now + 1
+            continue
+        slot = _victim(positions[b, u], score, count, now, sink, recent)
+        gone[b, u, t] = positions[b, u, slot]
+        for g in held:
+            copy(keys[b, g, slot], gone_keys[g, b, t])
+            copy(values[b, g, slot], gone_values[b, g, t])
+        positions[b, u, slot] = -1
+        free[b, u] = slot
+
+
 @parallel
 def _decode(  # type: ignore[no-untyped-def]
     q, k, v, keys, values, positions, scores, free, first, sink, recent, budget, decay, scale,
@@ -91,63 +157,41 @@ def _decode(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """See :func:`pipeline.ops.decode_reference.decode`; q (B, G, N, T, D), out and lse likewise.
 
-    ``read_queries`` (G, N, B, T, D) takes a copy of q.
+    ``read_queries`` (G, N, B, T, D) takes a copy of q; ``gone_keys`` is (G, B, T, D).
     """
-    batch, groups, rep, length, size = q.shape
-    sets = positions.shape[1]
-    shared = groups // sets
-    scored = scores.shape[2] > 0
+    batch, sets = positions.shape[:2]
     for job in numba.prange(batch * sets):
-        b, u = job // sets, job % sets
-        row = np.empty(size, np.float32)
-        weight = np.empty((rep, budget + 1), np.float32)
-        ones = np.ones(budget + 1, np.float32)
-        mass = np.empty(budget + 1, np.float32)
-        queries = np.empty((rep, size), np.float32)
-        held = slice(u * shared, (u + 1) * shared)
-        read = np.empty((rep, size), np.float32)
-        read_lse = np.empty(rep, np.float32)
-        for t in range(length):
-            now = first[b] + t
-            gone[b, u, t] = -1
-            gone_keys[b, held, t] = 0
-            gone_values[b, held, t] = 0
-            read_queries[held, :, b, t] = q[b, held, :, t]
-            if now < 0:
-                out[b, held, :, t] = np.float32(0)
-                continue
-            count = min(now, budget) + 1
-            slot = free[b, u]
-            positions[b, u, slot] = now
-            mass[:count] = np.float32(0)
-            for g in range(u * shared, (u + 1) * shared):
-                keys[b, g, slot] = k[b, g, t]
-                values[b, g, slot] = v[b, g, t]
-                for n in range(rep):
-                    for i in range(size):
-                        queries[n, i] = _widen(q[b, g, n, t, i])
-                _read(
-                    queries, keys[b, g], values[b, g], count, scale, weight, ones, row, mass,
-                    read, read_lse,
-                )  # fmt: skip
-                out[b, g, :, t] = read
-                lse[b, g, :, t] = read_lse
-            score = mass  # with no candidate but one, any score does
-            if scored:
-                score = scores[b, u]
-                score[slot] = np.float32(0)
-                for c in range(count):
-                    score[c] = decay * score[c] + mass[c]
-            if now < budget:
-                free[b, u] = now + 1
-                continue
-            slot = _victim(positions[b, u], score, count, now, sink, recent)
-            gone[b, u, t] = positions[b, u, slot]
-            for g in range(u * shared, (u + 1) * shared):
-                gone_keys[b, g, t] = keys[b, g, slot]
-                gone_values[b, g, t] = values[b, g, slot]
-            positions[b, u, slot] = -1
-            free[b, u] = slot
+        _decode_set(
+            job // sets, job % sets, q, k, v, keys, values, positions, scores, free, first, sink,
+            recent, budget, decay, scale, out, lse, read_queries, gone_keys, gone_values, gone,
+        )  # fmt: skip
+
+
+@jit
+def _features_of(map, start, rows, w1, w2, last, out):  # type: ignore[no-untyped-def]
+    """:func:`_features` by one map, of a piece of the sequences."""
+    batch, size = rows.shape[1:]
+    width, rank = w2.shape[1:]
+    count = min(PIECE, batch - start)
+    x = np.empty((PIECE, size), np.float32)
+    hidden = np.empty((PIECE, width), np.float32)
+    u = np.empty((PIECE, rank), np.float32)
+    for n in range(count):
+        for i in range(size):
+            x[n, i] = _widen(rows[map, start + n, i])
+    product(x, w1[map], count, hidden)
+    for n in range(count):
+        for i in range(width):
+            hidden[n, i] = gelu(hidden[n, i])
+    product(hidden, w2[map], count, u)
+    for n in range(count):
+        for r in range(rank):
+            u[n, r] = gelu(u[n, r])
+        for r in range(rank):
+            feature = np.float32(0)
+            for s in range(rank):
+                feature += last[map, r, s] * u[n, s]
+            out[map, start + n, r] = abs(feature)
 
 
 @parallel
@@ -156,32 +200,62 @@ def _features(rows, w1, w2, last, needed, out):  # type: ignore[no-untyped-def]
 
     Weights as :class:`pipeline.features.PackedKernel` holds them.
     """
-    maps, batch, size = rows.shape
-    width, rank = w2.shape[1:]
+    maps, batch, _ = rows.shape
     pieces = (batch + PIECE - 1) // PIECE
     for job in numba.prange(maps * pieces):
-        map, start = job // pieces, job % pieces * PIECE
-        count = min(PIECE, batch - start)
-        x = np.empty((PIECE, size), np.float32)
-        hidden = np.empty((PIECE, width), np.float32)
-        u = np.empty((PIECE, rank), np.float32)
-        if needed[map]:
-            for n in range(count):
+        if needed[job // pieces]:
+            _features_of(job // pieces, job % pieces * PIECE, rows, w1, w2, last, out)
+
+
+@jit
+def _needed(heads, groups, first, budget, gone):  # type: ignore[no-untyped-def]
+    """Which maps, those of queries first: if any sequence has a memory; if any pair is evicted."""
+    memory = evicted = False
+    for b in range(first.shape[0]):
+        memory |= first[b] > budget
+        for u in range(gone.shape[1]):
+            evicted |= gone[b, u, 0] >= 0
+    needed = np.empty(heads + groups, np.bool_)
+    for i in range(heads + groups):
+        needed[i] = memory if i < heads else evicted
+    return needed
+
+
+@jit
+def _correct_group(  # type: ignore[no-untyped-def]
+    b, g, out, lse, features, v, gone, H, z, first, budget, epsilon
+):
+    """:func:`_correct` of key/value head ``g`` of sequence ``b``, given all features."""
+    heads, size = out.shape[1], out.shape[3]
+    groups, rank = z.shape[1:]
+    rep = heads // groups
+    if first[b] > budget:
+        for n in range(rep):
+            head = g * rep + n
+            feature = features[head, b]
+            low = np.float32(epsilon)
+            for r in range(rank):
+                low += feature[r] * z[b, g, r]
+            if low <= np.float32(epsilon):  # no memory: the sparse policy as it is
+                continue
+            low = np.float32(np.log(low))
+            sparse = lse[b, head, 0]
+            top = max(sparse, low)
+            total = top + np.float32(np.log(np.exp(sparse - top) + np.exp(low - top)))
+            share = np.float32(np.exp(sparse - total))
+            unit = np.float32(np.exp(-total))
+            for i in range(size):
+                out[b, head, 0, i] *= share
+            for r in range(rank):
+                w = feature[r] * unit
                 for i in range(size):
-                    x[n, i] = _widen(rows[map, start + n, i])
-            product(x, w1[map], count, hidden)
-            for n in range(count):
-                for i in range(width):
-                    hidden[n, i] = gelu(hidden[n, i])
-            product(hidden, w2[map], count, u)
-            for n in range(count):
-                for r in range(rank):
-                    u[n, r] = gelu(u[n, r])
-                for r in range(rank):
-                    feature = np.float32(0)
-                    for s in range(rank):
-                        feature += last[map, r, s] * u[n, s]
-                    out[map, start + n, r] = abs(feature)
+                    out[b, head, 0, i] += w * H[b, g, r, i]
+    if gone[b, g * gone.shape[1] // groups, 0] >= 0:
+        for r in range(rank):
+            w = features[heads + g, b, r]
+            z[b, g, r] += w
+            for i in range(size):
+                H[b, g, r, i] += w * _widen(v[b, g, 0, i])
 
 
 @parallel
@@ -192,44 +266,14 @@ def _correct(  # type: ignore[no-untyped-def]
 
     ``rows`` (H + G, B, D) holds the queries, then the evicted keys, as the maps read them.
     """
-    batch, heads, _, size = out.shape
+    batch, heads = out.shape[:2]
     groups, rank = z.shape[1:]
-    rep = heads // groups
-    shared = groups // gone.shape[1]
-    needed = np.empty(heads + groups, np.bool_)
-    needed[:heads] = first.max() > budget
-    needed[heads:] = gone.max() >= 0
     features = np.empty((heads + groups, batch, rank), np.float32)
-    _features(rows, w1, w2, last, needed, features)
+    _features(rows, w1, w2, last, _needed(heads, groups, first, budget, gone), features)
     for job in numba.prange(batch * groups):
-        b, g = job // groups, job % groups
-        if first[b] > budget:
-            for n in range(rep):
-                head = g * rep + n
-                feature = features[head, b]
-                low = np.float32(epsilon)
-                for r in range(rank):
-                    low += feature[r] * z[b, g, r]
-                if low <= np.float32(epsilon):  # no memory: the sparse policy as it is
-                    continue
-                low = np.float32(np.log(low))
-                sparse = lse[b, head, 0]
-                top = max(sparse, low)
-                total = top + np.float32(np.log(np.exp(sparse - top) + np.exp(low - top)))
-                share = np.float32(np.exp(sparse - total))
-                unit = np.float32(np.exp(-total))
-                for i in range(size):
-                    out[b, head, 0, i] *= share
-                for r in range(rank):
-                    w = feature[r] * unit
-                    for i in range(size):
-                        out[b, head, 0, i] += w * H[b, g, r, i]
-        if gone[b, g // shared, 0] >= 0:
-            for r in range(rank):
-                w = features[heads + g, b, r]
-                z[b, g, r] += w
-                for i in range(size):
-                    H[b, g, r, i] += w * _widen(v[b, g, 0, i])
+        _correct_group(
+            job // groups, job % groups, out, lse, features, v, gone, H, z, first, budget, epsilon
+        )
 
 
 def _array(x: torch.Tensor) -> np.ndarray:
@@ -252,7 +296,7 @@ def decode(
     lse = torch.empty(batch, groups, heads // groups, length)
     rows = q.new_empty(heads + groups, batch * length, size)
     queries = rows[:heads].view(groups, -1, batch, length, size)
-    keys = rows[heads:].view(groups, batch, length, size).transpose(0, 1)
+    keys = rows[heads:].view(groups, batch, length, size)
     values = torch.empty_like(v, memory_format=torch.contiguous_format)
     gone = torch.empty(batch, sets, length, dtype=torch.int32)
     _decode(
@@ -262,6 +306,7 @@ def decode(
         np.float32(policy.decay), np.float32(size**-0.5), out.numpy(), lse.numpy(),
         _array(queries), _array(keys), _array(values), gone.numpy(),
     )  # fmt: skip
+    keys = keys.transpose(0, 1)
     return Decoded(out.view(q.shape), lse.view(q.shape[:-1]), keys, values, gone, rows)
 
 

@@ -12,7 +12,7 @@ from numba.core import cgutils, types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from pipeline.ops.vector import jit
+from pipeline.ops.loops import jit
 
 ROWS = 8
 """Vectors that one reading of the matrix serves."""

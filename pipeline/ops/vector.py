@@ -9,55 +9,17 @@ whose order is written down in its instructions.
 
 from __future__ import annotations
 
-import hashlib
-import os
-from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
+from pipeline.ops.loops import jit
+
 WIDE, NARROW = 32, 8
-
-
-def cache_folder(sources: Path, wanted: str = "") -> Path:
-    """Where numba keeps compiled loops: a folder named by a hash of the code in ``sources``.
-
-    Numba takes a compiled function for current as long as the file it stands in is unchanged; of
-    a helper that changed in another file it would go on running the old copy.
-
-    Args:
-        wanted: a folder the user chose (NUMBA_CACHE_DIR); by default the sources' own
-            ``__pycache__``, or a folder in the user's home where that cannot be written.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(sources.glob("*.py")):
-        digest.update(path.read_bytes())
-    beside = sources / "__pycache__"
-    if not wanted and not os.access(beside if beside.exists() else sources, os.W_OK):
-        beside = Path.home() / ".cache" / "less"
-    return (Path(wanted) if wanted else beside) / f"numba-{digest.hexdigest()[:12]}"
-
-
-chosen = numba.config.CACHE_DIR  # type: ignore[attr-defined]
-numba.config.CACHE_DIR = str(cache_folder(Path(__file__).parent, chosen))  # type: ignore[attr-defined]
-
-
-def jit(function: Any) -> Any:
-    """Compile ``function`` with numba, to be kept on disk.
-
-    Division follows IEEE: a check for zero would keep loops from vectorising.
-    """
-    return numba.njit(function, nogil=True, cache=True, error_model="numpy")
-
-
-def parallel(function: Any) -> Any:
-    """As :func:`jit`; its ``prange`` loops are shared between threads."""
-    return numba.njit(function, nogil=True, cache=True, error_model="numpy", parallel=True)
 
 
 def _sum_of_products(lanes: int) -> Any:
@@ -108,6 +70,20 @@ def _sum_of_products(lanes: int) -> Any:
 
 
 _wide, _narrow = _sum_of_products(WIDE), _sum_of_products(NARROW)
+
+
+@jit
+def copy(source, target):  # type: ignore[no-untyped-def]
+    """``target[:] = source``, both of one axis, which numba takes seconds to compile."""
+    for i in range(target.shape[0]):
+        target[i] = source[i]
+
+
+@jit
+def fill(target, value):  # type: ignore[no-untyped-def]
+    """``target[:] = value``, of one axis."""
+    for i in range(target.shape[0]):
+        target[i] = value
 
 
 @jit
