@@ -38,7 +38,7 @@ TIMES = {
     "latency": 120.7, "tabulate": 1.0, "tables": 1.2, "plot": 10.4, "compare": 0.8, "examples": 0.6,
     "provenance": 2.1, "page": 2.0,
 }  # fmt: skip
-"""Mean seconds of a job in an earlier run of `experiments/smollm2.yaml` (Snakemake's benchmark files);
+"""Mean seconds of a job in an earlier run of `experiments/smollm2.yaml` (by Snakemake's files);
 training is a tenth of a job of ten layers, evaluate, which it has none of, as harness, and latency
 the mean of `experiments/latency_cpu.yaml`."""
 OVERHEAD = 0.045
