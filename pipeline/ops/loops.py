@@ -15,7 +15,7 @@ import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numba
 from numba.core import caching
@@ -51,7 +51,7 @@ class _Folder(caching.InTreeCacheLocator):
 class _Place(caching.CompileResultCacheImpl):
     """Numba's own places come after ours: a folder that cannot be written is no error."""
 
-    _locator_classes: ClassVar = [_Folder, *caching.CompileResultCacheImpl._locator_classes]
+    _locator_classes = [_Folder, *caching.CompileResultCacheImpl._locator_classes]  # noqa: RUF012
 
 
 class _Cache(caching.FunctionCache):
