@@ -40,12 +40,12 @@ STYLE: dict[Any, Any] = {
 
 
 def series(rows: pd.DataFrame, along: str = "sparsity") -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """(label, colour, rows sorted ``along``) for each method and train sparsity."""
-    shades = iter(LESS_SHADES * 3)
+    """(label, colour, rows sorted ``along``) for each method and train sparsity of a panel."""
     for (method, sparsity), found in rows.groupby(
         ["method", "train_sparsity"], dropna=False, sort=False
     ):
-        colour = COLOURS[method] if method != "less" else next(shades)
+        shade = LESS_SHADES[int(found["shade"].iloc[0]) % len(LESS_SHADES)]
+        colour = COLOURS[method] if method != "less" else shade
         yield label_of(method, sparsity), colour, found.sort_values(along)
 
 
@@ -57,9 +57,13 @@ def nothing(message: str) -> Any:
 
 
 def panels(rows: pd.DataFrame, by: str) -> tuple[Any, list[tuple[Any, pd.DataFrame]]]:
-    """A figure with a row of panels for each value of ``by`` (and model) and a column a policy."""
+    """A figure with a row of panels for each value of ``by`` (and model) and a column a policy.
+
+    Rows get a ``shade``, which is a train sparsity's in all panels: not all have all of them.
+    """
     down = rows[by] if rows["model"].nunique() == 1 else rows[by] + ", " + rows["model"]
-    rows = rows.assign(down=down)
+    shade = rows["train_sparsity"].rank(method="dense").fillna(1).astype(int) - 1
+    rows = rows.assign(down=down, shade=shade)
     downs, acrosses = (list(dict.fromkeys(rows[column])) for column in ("down", "policy"))
     figure, axes = plt.subplots(
         len(downs), len(acrosses), squeeze=False, sharex=True, sharey="row",
