@@ -9,6 +9,7 @@ from test_tables import METHODS, METRICS, curves_frame, run_step, tidy_frame
 
 from pipeline.attention_figures import Maps
 from pipeline.catalogue import FIGURES as CATALOGUE
+from pipeline.drawing import panels, plt, series
 from pipeline.files import save_table
 from pipeline.labels import STEP_PARTS
 from pipeline.steps import plot
@@ -335,3 +336,16 @@ def test_files_have_no_date(tmp_path):
     plot.save(drawn("figure6"), tmp_path, "figure6")
     assert not re.search(rb"<dc:date>", (tmp_path / "figure6.svg").read_bytes())
     assert b"Software" not in (tmp_path / "figure6.png").read_bytes()
+
+
+def test_a_train_sparsity_has_one_shade_in_all_panels():
+    trained = [("h2o", 0.02), ("h2o", 0.05), ("lambda", 0.05)]
+    rows = pd.DataFrame(
+        {"model": "m", "task": "t", "policy": policy, "method": "less", "train_sparsity": sparsity,
+         "sparsity": 0.1}
+        for policy, sparsity in trained
+    )  # fmt: skip
+    figure, found = panels(rows, "task")
+    h2o, masked = ({label: colour for label, colour, _ in series(part)} for _, part in found)
+    assert masked["LESS (5 %)"] == h2o["LESS (5 %)"] != h2o["LESS (2 %)"]
+    plt.close(figure)
