@@ -37,24 +37,26 @@ fi
 pins=$("$python" -c 'import sys; print("# python", *sys.version_info[:2])' &&
     cat envs/build.lock envs/requirements.lock envs/torch.txt)
 pip=(.venv/bin/python -m pip --disable-pip-version-check --quiet --quiet)
+# Python compiles what is imported when it is; pip would compile all 320 MB of sources first.
+install=("${pip[@]}" install --no-compile)
 if [ "$pins" != "$(cat .venv/built-from 2>/dev/null)" ] || ! .venv/bin/python -c '' 2>/dev/null; then
     echo "Setting up .venv with $("$python" --version): a few minutes the first time"
     rm -rf .venv
     "$python" -m venv .venv
-    "${pip[@]}" install --require-hashes -r envs/build.lock
+    "${install[@]}" --require-hashes -r envs/build.lock
     echo "  packages of envs/requirements.lock"
     # Without build isolation: packages that come as source only are built by the pinned setuptools.
-    "${pip[@]}" install --require-hashes --no-deps --no-build-isolation -r envs/requirements.lock
+    "${install[@]}" --require-hashes --no-deps --no-build-isolation -r envs/requirements.lock
     echo "  torch"
     # TORCH_ARGS is a list of options, split on purpose.
     # shellcheck disable=SC2086
-    "${pip[@]}" install ${TORCH_ARGS:-} -r envs/torch.txt
+    "${install[@]}" ${TORCH_ARGS:-} -r envs/torch.txt
     "${pip[@]}" check
     printf '%s\n' "$pins" >.venv/built-from
 fi
 
 # The project itself, editable, so that .venv/bin/less exists; again when its metadata changed.
 if ! cmp -s pyproject.toml .venv/installed-from; then
-    "${pip[@]}" install --no-deps --no-build-isolation --editable .
+    "${install[@]}" --no-deps --no-build-isolation --editable .
     cp pyproject.toml .venv/installed-from
 fi

@@ -24,8 +24,8 @@ def _file_of(module: str) -> Path | None:
 
 
 @cache
-def _parsed(path: Path) -> tuple[str, frozenset[str]]:
-    """Normal form of a file, and the modules of this package that it imports anywhere."""
+def _parsed(path: Path) -> tuple[str, frozenset[Path]]:
+    """Normal form of a file, and the files of this package that it imports anywhere."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported: set[str] = set()
     for node in ast.walk(tree):
@@ -38,21 +38,19 @@ def _parsed(path: Path) -> tuple[str, frozenset[str]]:
             value = body[0].value
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 value.value = ""  # a docstring
-    mine = frozenset(name for name in imported if name.split(".")[0] == ROOT.name)
-    return ast.dump(tree), mine
+    mine = {_file_of(name) for name in imported if name.split(".")[0] == ROOT.name}
+    return ast.dump(tree), frozenset(path for path in mine if path)
 
 
 def closure(module: str) -> list[Path]:
     """All source files that ``module`` imports, directly or not, itself included."""
-    found: dict[Path, None] = {}
-    waiting = [module]
+    found: set[Path] = set()
+    waiting = {_file_of(module)}
     while waiting:
-        name = waiting.pop()
-        path = _file_of(name)
-        if path is None or path in found:
-            continue
-        found[path] = None
-        waiting += sorted(_parsed(path)[1])
+        path = waiting.pop()
+        if path and path not in found:
+            found.add(path)
+            waiting |= _parsed(path)[1]
     return sorted(found)
 
 

@@ -8,6 +8,7 @@ import torch
 import variables  # noqa: F401
 from hypothesis import HealthCheck, settings
 
+from pipeline import retry
 from pipeline.errors import DataError
 from pipeline.models import materialise
 from pipeline.ops import cpu, reference
@@ -60,6 +61,7 @@ def offline(monkeypatch, tmp_path):
     import datasets
     import huggingface_hub
 
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # read at import, so also set what it set
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
