@@ -11,8 +11,9 @@ gives rows (dicts), and documents and pairs are views of rows. Sources and their
 Readers are given the file that a data set is read from: the package's file, JSON lines, or for the
 hub JSON lines that stand for it, if there are any. Which file that is, the workflow decides.
 
-Any source takes ``limit`` (rows to read), and ``field``, ``document_field`` and ``summary_field``
-(which field is which; by default text, document, summary).
+Any source takes ``limit`` (rows to read), ``documents`` (which of them, ``[start, stop]``), and
+``field``, ``document_field`` and ``summary_field`` (which field is which; by default text,
+document, summary).
 """
 
 from __future__ import annotations
@@ -86,18 +87,15 @@ class Windows(NamedTuple):
 def load_documents(spec: Spec, file: Path | None = None) -> list[Document]:
     """The texts of a data set, in its order; raises as :func:`load_rows`."""
     field = spec.get("field", "text")
-    rows = load_rows(spec, file)
-    texts = [_field(row, field, spec) for row in rows]
-    return [Document(name, text) for name, text in zip(_ids(rows), texts, strict=True)]
+    return [Document(name, _field(row, field, spec)) for name, row in _named_rows(spec, file)]
 
 
 def load_pairs(spec: Spec, file: Path | None = None) -> list[Pair]:
     """The document–summary pairs of a data set, in its order; raises as :func:`load_rows`."""
     document, summary = (spec.get(f"{x}_field", x) for x in ("document", "summary"))
-    rows = load_rows(spec, file)
     return [
         Pair(name, _field(row, document, spec), _field(row, summary, spec))
-        for name, row in zip(_ids(rows), rows, strict=True)
+        for name, row in _named_rows(spec, file)
     ]
 
 
@@ -112,13 +110,19 @@ def load_rows(spec: Spec, file: Path | None = None) -> list[Row]:
         ConfigError: an unknown source, or one that lacks a key.
         DataError: a file is missing or damaged, the hub cannot be reached, or there are no rows.
     """
+    return [row for _, row in _named_rows(spec, file)]
+
+
+def _named_rows(spec: Spec, file: Path | None) -> list[tuple[str, Row]]:
+    """As :func:`load_rows`, with a name for each, the same whichever ``documents`` are wanted."""
     source = _key(spec, "source")
     if source not in READERS:
         raise unknown("data source", source, READERS)
     rows = list(islice(READERS[source](spec, file), spec.get("limit")))
     if not rows:
         raise DataError(f"{_name(spec)} has no rows.")
-    return rows
+    start, stop = spec.get("documents", (0, None))
+    return list(zip(_ids(rows), rows, strict=True))[start:stop]
 
 
 def _name(spec: Spec) -> str:
@@ -293,9 +297,10 @@ def sample_windows(
 ) -> Windows:
     """Random windows of ``length`` tokens, one from each document that is long enough.
 
-    Which documents are taken and where their windows start depend on ``seed`` and document ids
-    alone, so neither order nor other documents matter, and fewer windows are a prefix of more.
-    With ``pack``, shorter documents are joined by the end-of-text token until they fill a window.
+    A document's rank and where its window starts depend on ``seed`` and its id alone; the first in
+    rank are taken, so order does not matter and fewer windows are a prefix of more. With ``pack``,
+    shorter documents, one after another in rank, are joined by the end-of-text token until they
+    fill a window.
 
     Raises:
         DataError: there are not ``count`` windows in the documents.

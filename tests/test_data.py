@@ -126,6 +126,18 @@ def test_local_lines(tmp_path):
     assert load_pairs(pair, tmp_path / "a.jsonl") == [("7", "one", "one")]
 
 
+def test_a_range_of_documents(tmp_path):
+    """They keep the names that they have among all of them, which seed their windows."""
+    rows = [{"text": text, "document": text, "summary": "s"} for text in "abcd"]
+    write_lines(tmp_path / "a.jsonl", rows)
+    spec = {"source": "jsonl", "path": str(tmp_path / "a.jsonl"), "documents": [1, 3]}
+    assert load_rows(spec) == rows[1:3]
+    assert load_documents(spec) == [Document("1", "b"), Document("2", "c")]
+    assert load_pairs(spec) == [("1", "b", "s"), ("2", "c", "s")]
+    assert load_rows(spec | {"documents": [2, None]}) == rows[2:]
+    assert load_rows(spec | {"limit": 2}) == rows[1:2]
+
+
 def test_every_row_has_a_name_of_its_own():
     """Measurements are paired by name: two rows of one would be counted as others."""
     rows = [{"id": "a"}, {"id": None}, {"id": "a"}, {}, {"id": 0}, {"id": "a"}]

@@ -51,11 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def rows_of(spec: dict[str, Any] | None, file: Path | None) -> list[Row] | None:
     """The rows of a data set, if one is given."""
-    if spec is None:
-        return None
-    rest = {key: value for key, value in spec.items() if key != "documents"}
-    start, stop = spec.get("documents", [0, None])
-    return load_rows(rest, file)[start:stop]
+    return None if spec is None else load_rows(spec, file)
 
 
 def cut(rows: list[Row] | None, field: str, count: int) -> list[Row]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pipeline.data import Pair, load_pairs
+from pipeline.data import load_pairs
 from pipeline.files import save_sealed
 from pipeline.summaries import choose_samples, get_template
 
@@ -42,15 +40,11 @@ def run(args: argparse.Namespace) -> None:
     def length(text: str) -> int:
         return len(tokenizer(text, verbose=False)["input_ids"])
 
-    def pairs(spec: Mapping[str, Any], file: Path | None) -> list[Pair]:
-        rest = {key: value for key, value in spec.items() if key != "documents"}
-        start, stop = spec.get("documents", [0, None])
-        return load_pairs(rest, file)[start:stop]
-
     template = get_template(args.template)
     samples, skipped = choose_samples(
-        pairs(args.dataset, args.dataset_file), template, length, args.room, args.count, args.seed,
-        shots=args.shots, pool=pairs(args.shots_from, args.shots_file) if args.shots else (),
+        load_pairs(args.dataset, args.dataset_file), template, length, args.room, args.count,
+        args.seed, shots=args.shots,
+        pool=load_pairs(args.shots_from, args.shots_file) if args.shots else (),
         cut=None if args.cut is None else (args.cut, args.longest_cut or args.cut),
     )  # fmt: skip
     print(f"{len(samples)} prompts; {len(skipped)} documents were too long", file=sys.stderr)

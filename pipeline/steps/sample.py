@@ -28,9 +28,7 @@ def run(args: argparse.Namespace) -> None:
     """Write ``tokens`` (N, length) and ``words`` (N,), int32; document ids are in the header."""
     from pipeline.models import load_tokenizer
 
-    spec = dict(args.dataset)
-    start, stop = spec.pop("documents", [0, None])
-    documents = load_documents(spec, args.dataset_file)[start:stop]
+    documents = load_documents(args.dataset, args.dataset_file)
     windows = sample_windows(
         documents, load_tokenizer(args.model), args.length, args.count, args.seed, pack=args.pack
     )

@@ -1,7 +1,7 @@
 """Check a folder of results: files are what was recorded, and all follow from the tidy table.
 
 Nothing is measured again. Hashes of files are compared with the record of the run; tables and the
-comparison with the paper are made again from the tidy table and the loss curves, in memory. Pages
+comparison with the paper are made again from the tidy table, curves and operators, in memory. Pages
 that every run builds and git does not carry may be absent.
 """
 
