@@ -13,7 +13,13 @@ if not workflow.configfiles:
     configfile: "config.yaml"
 
 
+# What envs/Containerfile begins with: Snakemake wants one named. Jobs need what that file adds, so
+# run Snakemake itself in its image (docs/cluster.md).
 container: "docker://python:3.11-slim"
+
+
+# For `--sdm conda`, otherwise without effect.
+conda: "envs/environment.yaml"
 
 
 report: "workflow/report/workflow.rst"

@@ -37,7 +37,7 @@ def pins(path: Path) -> dict[str, str]:
 def environment(dependencies: list[str], versions: dict[str, str]) -> str:
     """Write the conda environment: Python, and our direct dependencies at the lock's versions."""
     lines = [
-        "# The environment of jobs run with `snakemake --sdm conda`. Written by envs/lock.py.",
+        "# What `snakemake --sdm conda` runs in, or `conda env create`. Written by envs/lock.py.",
         "# Everything comes from pip, so that the versions are the lock's to the letter.",
         "channels:",
         "  - conda-forge",

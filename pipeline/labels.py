@@ -78,7 +78,6 @@ METRICS: dict[str, Metric] = {
     "word_perplexity": Metric("word perplexity", lower=True, gap=True),
     "recovered_gap": Metric("recovered gap", 3),
     "nats_over_baseline_plus": Metric("nats per token over Baseline+", 4, lower=True),
-    "nats": Metric("nats per token", 4, lower=True),
     **SCORES,
     **{
         f"{name}_over_baseline_plus": Metric(f"{metric.title} over Baseline+", scale=metric.scale)

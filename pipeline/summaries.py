@@ -109,9 +109,9 @@ def choose_samples(
 ) -> tuple[list[Sample], list[str]]:
     """``count`` prompts of at most ``room`` tokens, and ids of the documents that did not fit.
 
-    Nothing is truncated but by ``cut``. The order of documents, the demonstrations of each and its
-    seed depend on ``seed`` and its id alone, so fewer samples are a prefix of more. Demonstrations
-    are drawn from the pairs that take no more than an equal share of the room a document leaves.
+    Nothing is truncated but by ``cut``. The order of documents and the seed of each depend on
+    ``seed`` and its id alone, so fewer samples are a prefix of more. By that seed demonstrations
+    are drawn from the pairs of ``pool`` that take no more than an equal share of the room left.
 
     Args:
         length: tokens of a text.

@@ -29,8 +29,12 @@ class Recipe:
     """Hyperparameters; the defaults are the paper's.
 
     Attributes:
+        epochs: passes over the training sequences; batch_size: sequences a step.
+        learning_rate: Adam's at first; halved every ``halve_every`` epochs.
         beta2: Adam's decay of squared gradients.
         query_stride: a step takes every so many-th query of its sequences, from a random one on.
+        validation: the share of sequences held out, to choose the best epoch by.
+        seed: of the split, the order of sequences, and dropout.
     """
 
     epochs: int = 40

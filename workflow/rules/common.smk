@@ -19,7 +19,6 @@ from pipeline.catalogue import COMPARISON, FIGURES, PROVENANCE, TABLES, TEXTS
 from pipeline.errors import LessError
 from pipeline.expectations import bundles_at_once, expectations
 from pipeline.files import sha256
-from pipeline.methods import METHODS
 from pipeline.packages import package_of_source, packages
 from pipeline.recorder import Recorder
 from pipeline.runs import NAME

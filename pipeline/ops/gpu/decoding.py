@@ -374,7 +374,11 @@ def _read(
     slots: Slots, new: Tokens, policy: Policy, results: Results,
     kept: torch.Tensor | None = None, state: LowRankState | None = None,
 ) -> None:  # fmt: skip
-    """Run the kernels over all tokens of ``new``; slots, state and ``results`` change in place."""
+    """Run the kernels over all tokens of ``new``; slots, state and ``results`` change in place.
+
+    One launch, or for a single token three beyond :data:`SPAN` slots or where heads share an
+    index set.
+    """
     batch, heads, length, size = new.q.shape
     groups, places = slots.keys.shape[1:3]
     shared, shape = groups // slots.positions.shape[1], (batch, heads)
@@ -413,7 +417,7 @@ def decode(
     slots: Slots, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor,
     policy: Policy,
 ) -> Decoded:  # fmt: skip
-    """See :func:`pipeline.ops.decode_reference.decode`; one launch however many tokens.
+    """See :func:`pipeline.ops.decode_reference.decode`; launches as :func:`_read` says.
 
     ``rows`` stays empty: the maps read queries and keys where they are.
     """
@@ -432,7 +436,7 @@ def step(
     slots: Slots, kept: torch.Tensor, state: LowRankState, q: torch.Tensor, k: torch.Tensor,
     v: torch.Tensor, kernel: PackedKernel | PlainKernel, position: torch.Tensor, policy: Policy,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """:func:`decode` and :func:`correct` in one launch, after one for the features.
+    """:func:`decode` and :func:`correct` at once, after one launch for the features.
 
     psi of a pair is formed when it enters and kept beside its slot, so nothing has to be computed
     between the choice of the evicted pair and the state that takes it in.
@@ -453,7 +457,7 @@ def step(
 def step_with_features(
     slots: Slots, kept: torch.Tensor, state: LowRankState, new: Tokens, policy: Policy
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`step` of tokens whose features are known: its one launch."""
+    """:func:`step` of tokens whose features are known: what follows the features."""
     new = Tokens(*(None if x is None else x.contiguous() for x in new))  # type: ignore[arg-type]
     q = new.q
     out = q.new_empty(q.shape, dtype=torch.float32)
