@@ -62,8 +62,11 @@ def less_attention(
         _refuse(query, key.shape[2], scaling, kwargs)
         if key.shape[2] != query.shape[2]:
             raise ConfigError("an attached policy reads whole sequences: pass use_cache=False.")
-        if attention_mask is not None and not bool(_boolean(attention_mask)[..., 0].all()):
-            raise ConfigError("an attached policy cannot read left-padded batches; pad right.")
+        if attention_mask is not None and not _pads_right(_boolean(attention_mask)):
+            raise ConfigError(
+                "an attached policy reads causal masks with padding on the right, no left-padded "
+                "batches and no custom masks."
+            )
         out = handler(query, key, value)
     elif layer is not None:
         _refuse(query, layer.get_seq_length() + query.shape[2], scaling, kwargs)
@@ -96,6 +99,16 @@ def _refuse(
 def _boolean(mask: torch.Tensor) -> torch.Tensor:
     """An attention mask as True where visible; additive masks are 0 there."""
     return mask if mask.dtype == torch.bool else mask > -1
+
+
+def _pads_right(mask: torch.Tensor) -> bool:
+    """Whether a mask (B, 1, 1 or S, S), True where visible, hides no more than later keys and
+    the last keys of a row."""
+    real = mask[..., -1:, :]  # of the last query, which no later key is hidden from
+    last = (real[..., 1:] <= real[..., :-1]).all() & real[..., 0].all()
+    if mask.shape[2] > 1:
+        last &= (mask == real.expand_as(mask).tril()).all()
+    return bool(last)
 
 
 def _expand(
@@ -131,8 +144,10 @@ def less_mask(
         library's full mask where there is more to say: packed sequences, a window shorter than
         the sequence, a static cache.
     """
+    # Where the library lays something over a window, such as packed sequences, it allows no skip.
+    whole_window = local_size is not None and kv_length <= local_size
     causal = mask_function is causal_mask_function or (
-        local_size is not None and kv_length <= local_size
+        whole_window and kwargs.get("allow_is_causal_skip", True)
     )
     if not causal or q_offset + q_length != kv_offset + kv_length:
         return sdpa_mask(
@@ -279,7 +294,8 @@ def attach(
     Raises:
         ConfigError: a wrong number of kernels, or a model this cannot be done to.
     """
-    each: Sequence[Kernel | None] = kernels or [None] * len(attention_layers(model))
+    without: Sequence[Kernel | None] = [None] * len(attention_layers(model))
+    each = without if kernels is None else kernels
     with _handled(model, [policy_attention(policy, kernel, scores) for kernel in each]):
         yield model
 

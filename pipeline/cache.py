@@ -198,11 +198,13 @@ class LessLayer(CacheLayerMixin):
 
     def rewind(self) -> None:
         """Forget everything but keep the tensors, which a captured CUDA graph reads."""
+        self.unread, self.seen = False, 0
+        if not self.is_initialized:
+            return
         self.slots.clear()
         held = [] if self.state is None else [self.state.H, self.state.z]
         for tensor in (*held, self.start, self.position):
             tensor.zero_()
-        self.seen = 0
 
     def memory(self) -> dict[str, int]:
         """Bytes held, by part; see :meth:`LessCache.memory`."""

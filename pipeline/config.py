@@ -20,7 +20,7 @@ from jsonschema.validators import extend
 
 from pipeline import grid
 from pipeline.errors import ConfigError, unknown
-from pipeline.expectations import bundle_bytes, bundles_at_once
+from pipeline.expectations import bundle_bytes, bundles_at_once, bundles_of_a_training
 from pipeline.latency import contenders, settings
 from pipeline.methods import METHODS
 from pipeline.packages import packages
@@ -121,7 +121,9 @@ def settings_hash(
     task = config["tasks"][what] if what in config["tasks"] else config[what]
     names = {value for part in (task, more) for key, value in part.items()
              if key.endswith("dataset")}  # fmt: skip
-    growing = ("policies", "sparsities", "settings", "memory_mb", "layers_per_job", "paper")
+    growing = (
+        "policies", "sparsities", "settings", "memory_mb", "layers_per_job", "paper", "shape",
+    )  # fmt: skip
     parts = [task, more, config["models"][model]]
     content = [
         config["device"], code,
@@ -272,6 +274,8 @@ def _cross_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     for name, task in config["tasks"].items():
         for check in TASK_CHECKS[task["kind"]]:
             yield from check(f"tasks.{name}", task, config)
+    if not (config["tasks"] or config["fidelity"] or config["latency"]):
+        yield ConfigError("tasks: nothing is measured; give a task, fidelity or latency.")
     yield from _sparsity_checks(config)
     yield from _ablation_checks(config)
     yield from _map_checks(config)
@@ -397,6 +401,8 @@ def _ablation_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
         if study is None:
             continue
         place = f"ablations.{name}"
+        if name != "scores" and not grid.needs_training(config):
+            yield ConfigError(f"{place}: compares LESS; put `less` into grid.methods.")
         if study["task"] not in tasks:
             error = unknown("task", study["task"], tasks)
             yield ConfigError(f"{place}.task: {error}")
@@ -443,15 +449,29 @@ def _disk_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
             f"dump.disk_gib: {bound:g} GiB do not hold one bundle of layers ({need:.1f} GiB); "
             "allow more, or lower dump.layers_per_job."
         )
+    elif (span := bundles_of_a_training(config)) > (at_once := bundles_at_once(config) or 0):
+        yield ConfigError(
+            f"dump.disk_gib: {bound:g} GiB hold {at_once} bundles of layers, and a job that trains "
+            f"{config['train']['layers_per_job']} layers reads {span}; allow more, or lower "
+            "train.layers_per_job."
+        )
 
 
 def _map_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     """What is wrong with the attention maps."""
     maps, trained = config["maps"], _train_sparsities(config)
     for policy in maps["policies"] if maps else ():
+        if policy not in config["grid"]["policies"]:
+            yield ConfigError(f"maps: '{policy}' is none of grid.policies.")
+            continue
         yield from _trained_checks("maps", trained, policy, maps["sparsity"])
     for name, model in config["models"].items():
-        for layer, _ in maps["heads"] if maps else ():
+        heads = (model["shape"] or {}).get("num_heads", math.inf)
+        for layer, head in maps["heads"] if maps else ():
+            if head >= heads:
+                yield ConfigError(
+                    f"maps.heads: models.{name} has no head {head}; its heads are 0 to {heads - 1}."
+                )
             if layer >= model["num_layers"]:
                 yield ConfigError(
                     f"maps.heads: models.{name} has no layer {layer}; its layers are 0 to "

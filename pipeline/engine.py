@@ -39,6 +39,7 @@ class FullLayer(CacheLayerMixin):
     def __init__(self, cache: FullCache) -> None:
         super().__init__()
         self.cache = cache
+        self.seen = 0  # tokens read
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate the buffers."""
@@ -65,8 +66,10 @@ class FullLayer(CacheLayerMixin):
         assert self.keys is not None
         assert self.values is not None
         if length > 1:
+            self.seen += length
             self.keys[:, :, :length], self.values[:, :, :length] = k, v
             return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        self.seen += 1
         self.keys.index_copy_(2, cache.position, k)
         self.values.index_copy_(2, cache.position, v)
         # Query heads that share keys are rows of one product: each pair is read once.
@@ -79,11 +82,11 @@ class FullLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Tokens read."""
-        return self.cache.seen
+        return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the library's mask, which nothing here reads."""
-        return self.cache.seen + query_length, 0
+        return self.seen + query_length, 0
 
     def get_max_length(self) -> int:
         """Tokens that fit."""
@@ -105,7 +108,7 @@ class FullCache(Cache):
         self.room = -(-room // BUCKET) * BUCKET if self.masked else room
         self.position = torch.full((1,), -1, device=device)  # of the newest token
         self.visible = torch.zeros(1, 1, 1, self.room, dtype=torch.bool, device=device)
-        self.seen = self.reads = 0
+        self.reads = 0
         count = config.get_text_config(decoder=True).num_hidden_layers
         super().__init__(layers=[FullLayer(self) for _ in range(count)])
 
@@ -121,25 +124,31 @@ class FullCache(Cache):
         """Count new tokens once, then see :meth:`FullLayer.update`.
 
         Raises:
-            ConfigError: no room for them.
+            ConfigError: no room for them, or a second prompt.
         """
         length = key_states.shape[2]
         if layer_idx == 0:
-            if self.seen + length > self.room:
+            seen = self.layers[0].get_seq_length()
+            if seen + length > self.room:
                 raise ConfigError(f"the full cache has room for {self.room} tokens only.")
+            if length > 1 and seen:
+                raise ConfigError(
+                    f"the full cache has already read a prompt ({seen} tokens): call rewind() "
+                    "before another."
+                )
             if length > 1:
                 self.visible[..., :length] = True
             self.position += length
             if length == 1:
                 self.visible.index_fill_(-1, self.position, True)
-            self.seen += length
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def rewind(self) -> None:
         """Forget everything but keep the tensors, which a captured graph reads."""
         self.position.fill_(-1)
         self.visible.zero_()
-        self.seen = 0
+        for layer in self.layers:
+            layer.seen = 0  # type: ignore[union-attr]
 
 
 class Engine:
@@ -200,11 +209,11 @@ class Engine:
     @torch.no_grad()
     def read(self, prompt: torch.Tensor) -> None:
         """Begin anew with a prompt (B, P), and sample the token after it."""
-        if self.length:
-            self.cache.rewind()
+        self.cache.rewind()
+        self.length = prompt.shape[1]
+        self._plan(self.length)
         out = self.model(prompt, past_key_values=self.cache, logits_to_keep=1)
         self.tokens.copy_(self.sample(out.logits))
-        self.length = prompt.shape[1]
         self.position.fill_(self.length)
 
     @torch.no_grad()

@@ -58,12 +58,26 @@ def bundles_at_once(config: Config) -> int | None:
     return int(bound * GIB // largest)
 
 
+def bundles_of_a_training(config: Config) -> int:
+    """How many bundles of layers one job of training reads, at most."""
+    found = 0
+    for model in config["models"].values():
+        dumps, trains = (
+            grid.layer_ranges(model["num_layers"], config[x]["layers_per_job"])
+            for x in ("dump", "train")
+        )
+        found = max(found, *(len(grid.overlapping(dumps, *layers)) for layers in trains))
+    return found
+
+
 def peak_disk(config: Config) -> int:
     """Bytes of features on disk at the fullest moment."""
     models, at_once = config["models"], bundles_at_once(config)
+    everything: int = sum(feature_bytes(config, m) * x["num_layers"] for m, x in models.items())
     if at_once is None:
-        return sum(feature_bytes(config, m) * model["num_layers"] for m, model in models.items())
-    return at_once * max(bundle_bytes(config, model) for model in models)
+        return everything
+    bounded: int = at_once * max(bundle_bytes(config, model) for model in models)
+    return min(everything, bounded)
 
 
 def cache_bytes(config: Config, model: str, tokens: float) -> float:

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from pipeline.cache import LessCache, full_cache_bytes
+from pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,12 @@ def generate(
         model: prepared by :func:`pipeline.attention.enable` if ``cache`` is given.
         cache: fresh or reset; None for the library's full cache.
         seeds: of sampling, one a prompt; by default they count up from ``decoding.seed``.
+
+    Raises:
+        ConfigError: not one seed a prompt.
     """
+    if seeds is not None and len(seeds) != len(prompts):
+        raise ConfigError(f"{len(prompts)} prompts have {len(seeds)} seeds; give one for each.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")

@@ -280,7 +280,7 @@ def full_attention(model: PreTrainedModel, batch: int, context: int) -> Operator
     cache.plan(context)
 
     def run() -> None:  # the newest token is written over and over
-        cache.seen = context - 1
+        cache.layers[0].seen = context - 1  # type: ignore[union-attr]
         cache.position.fill_(context - 2)
         step()
 

@@ -6,13 +6,15 @@ that of paired differences.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 LEVEL = 0.95
 QUANTILES = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+BLOCK = 2**21
+"""Numbers of a column that are resampled at once."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ def resamples(n: int, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, n, size=(count, n))
 
 
+def _resampled(
+    statistic: Callable[..., np.ndarray], columns: Sequence[np.ndarray], draws: np.ndarray
+) -> np.ndarray:
+    """``statistic`` of each of ``draws``, (..., count), a block at a time to bound memory."""
+    size = max(1, BLOCK // draws.shape[1])
+    blocks = (draws[start : start + size] for start in range(0, len(draws), size))
+    found = [statistic(*(column[block] for column in columns)) for block in blocks]
+    return np.concatenate(found, axis=-1)
+
+
 def estimate(
     statistic: Callable[..., np.ndarray], *columns: np.ndarray, draws: np.ndarray
 ) -> Estimate:
@@ -41,7 +53,7 @@ def estimate(
         draws: from :func:`resamples`.
     """
     value = float(statistic(*columns))
-    low, high = np.quantile(statistic(*(column[draws] for column in columns)), QUANTILES)
+    low, high = np.quantile(_resampled(statistic, columns, draws), QUANTILES)
     return Estimate(value, float(low), float(high), len(columns[0]))
 
 
@@ -64,12 +76,12 @@ def estimate_share(
         draws: from :func:`resamples`.
     """
 
-    def ways(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def ways(*columns: np.ndarray) -> np.ndarray:
         own, base, reference = (statistic(column, *columns[3:]) for column in columns[:3])
-        return base - own, base - reference
+        return np.stack([base - own, base - reference])
 
     columns = (method, baseline, full, *others)
-    (part, way), (parts, all_ways) = ways(*columns), ways(*(column[draws] for column in columns))
+    (part, way), (parts, all_ways) = ways(*columns), _resampled(ways, columns, draws)
     if np.mean(np.sign(all_ways) * np.sign(way) <= 0) > (1 - LEVEL) / 2:
         return Estimate(float("nan"), float("nan"), float("nan"), len(method))
     shares = parts / np.where(all_ways == 0, np.nan, all_ways)

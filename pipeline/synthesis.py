@@ -163,8 +163,14 @@ class EvictedOrder:
 def sparse_part(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, evicted_at: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over what is visible (B, H, S, D) and its log-sum-exp (B, H, S), float32."""
+    """Attention over what is visible (B, H, S, D) and its log-sum-exp (B, H, S), float32.
+
+    Raises:
+        ValueError: q of another length than k.
+    """
     batch, groups, length, size = k.shape
+    if q.shape[2] != length:
+        raise ValueError(f"{q.shape[2]} queries do not match {length} keys")
     units = batch * groups
     out, lse = backend(q.device).sparse_attention(
         q.reshape(units, 1, -1, length, size), k.reshape(units, 1, length, size),

@@ -10,6 +10,7 @@ def limit_threads(count: int) -> None:
     import numba
     import torch
 
-    numba.set_num_threads(min(count, numba.get_num_threads()))
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(count, most))
     torch.set_num_threads(count)  # last: numba's first call sets OpenMP's, which torch takes up
     os.environ["OMP_NUM_THREADS"] = str(count)

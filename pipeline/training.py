@@ -91,7 +91,7 @@ def prepare(
     Raises:
         ValueError: nothing is evicted, because the budget covers the sequences.
     """
-    parts: list[tuple[torch.Tensor, ...]] = []
+    columns: list[list[torch.Tensor]] = [[] for _ in range(6)]
     initial = 0
     for q, k, v in features:
         if scores == "cached":
@@ -107,9 +107,18 @@ def prepare(
         rows, initial = slice(order.first, None), order.initial
         full = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         half = (q[:, :, rows], order.gather(k), order.gather(v), out[:, :, rows], full[:, :, rows])
-        parts.append((*(x.half().cpu() for x in half), lse[:, :, rows].contiguous().cpu()))
-    q, k, v, out, target, lse = (torch.cat(column) for column in zip(*parts, strict=True))
+        row = (*(x.half().cpu() for x in half), lse[:, :, rows].contiguous().cpu())
+        for column, part in zip(columns, row, strict=True):
+            column.append(part)
+    q, k, v, out, target, lse = map(_joined, columns)
     return Prepared(q, k, v, out, lse, target, o_weight, initial)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """All parts as one; the list is emptied, so that only one column is in memory twice."""
+    whole = torch.cat(parts)
+    parts.clear()
+    return whole
 
 
 def loss_of(

@@ -11,11 +11,13 @@ from transformers import (
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
-from pipeline.attention import attach, attention_layers, output_projection, record
+from pipeline.attention import attach, attention_layers, enable, output_projection, record
 from pipeline.errors import ConfigError
 from pipeline.kernels import get_kernel
 from pipeline.ops import by_index_set, reference
@@ -248,7 +250,7 @@ def test_the_implementation_chosen_before_comes_back(llama):
     assert torch.equal(logits(llama, tokens()), stock)
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_wrong_number_of_kernels_is_refused_and_touches_nothing(llama, count):
     before = state_of(llama)
     kernels = (kernels_for(llama, 2) * 2)[:count]
@@ -307,6 +309,31 @@ def test_padding_is_seen_in_whole_masks_too(llama, additive):
                 out = logits(llama, ids, attention_mask=mask)
                 expected = logits(llama, ids, attention_mask=rows)
             torch.testing.assert_close(out, expected)
+
+
+def test_custom_masks_are_refused(llama):
+    """Of keys in the middle, by rows or as a whole: a policy would see what the model does not."""
+    middle = torch.ones(1, LENGTH, dtype=torch.long)
+    middle[:, 5] = 0
+    whole = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    whole[..., 3:, 2] = False
+    later = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril(1)
+    for mask in (middle, whole, later):
+        with pytest.raises(ConfigError, match="custom"), attach(llama, get_policy("h2o", 6)):
+            logits(llama, tokens(1), attention_mask=mask)
+
+
+def test_packed_sequences_within_a_window_are_seen():
+    """The library lays their mask over the window's."""
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**GATED, sliding_window=LENGTH)).eval()
+    ids, places = tokens(1), torch.arange(LENGTH)[None] % (LENGTH // 2)
+    stock = logits(model, ids, position_ids=places)
+    assert not torch.allclose(stock, logits(model, ids), atol=1e-3)
+    enable(model)
+    torch.testing.assert_close(logits(model, ids, position_ids=places), stock, **CLOSE)
+    with pytest.raises(ConfigError, match="custom"), attach(model, get_policy("h2o", 6)):
+        logits(model, ids, position_ids=places)
 
 
 @pytest.mark.parametrize("scores", ["full", "cached"])

@@ -585,6 +585,36 @@ def test_reuse_without_reset_is_refused():
     assert torch.equal(model.generate(ids, past_key_values=cache, **options), first)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_being_tracked_change_nothing(dtype):
+    """Whoever loads a model by the library alone has parameters that ask for them."""
+    model = enable(make_model(dtype=dtype))
+    assert next(model.parameters()).requires_grad
+    ids, outs = make_ids(2, 12), []
+    for tracked in (False, True):
+        cache = LessCache(model.config, get_policy("h2o", 6), make_kernels(model.config))
+        with torch.set_grad_enabled(tracked):
+            model(ids[:, :9], past_key_values=cache)
+            steps = [model(ids[:, t : t + 1], past_key_values=cache) for t in range(9, 12)]
+        outs.append(torch.cat([step.logits for step in steps], 1))
+    assert torch.equal(*outs)
+
+
+def test_rewinding_begins_anew():
+    """Also a cache that read nothing yet, or whose reading failed halfway."""
+    model = enable(make_model("mistral", sliding_window=8))
+    cache = LessCache(model.config, get_policy("h2o", 4))
+    cache.rewind()
+    ids = make_ids(1, 6)
+    with torch.no_grad():
+        first = model(ids, past_key_values=cache).logits
+        cache.rewind()
+        with pytest.raises(ConfigError, match="sliding window of 8"):
+            model(make_ids(1, 9), past_key_values=cache)
+        cache.rewind()
+        assert torch.equal(model(ids, past_key_values=cache).logits, first)
+
+
 def test_masks_that_are_more_than_left_padding_are_refused():
     model = enable(make_model())
     ids = make_ids(2, 6)

@@ -151,6 +151,7 @@ def test_fidelity_can_be_left_out():
         ({"scratch": ""}, ["scratch"]),
         ({"scratch": "a{b}"}, ["scratch"]),
         ({"bootstrap": None}, ["bootstrap", "None is not of type 'integer'"]),
+        ({"tasks": {}, "fidelity": None}, ["tasks", "nothing is measured"]),
         ({"data_dir": "a\0b"}, ["data_dir", "NUL"]),
     ],
 )  # fmt: skip
@@ -367,6 +368,9 @@ def test_hash_follows_content_not_folders_or_wording():
     assert len(hashes | {base}) == len(others) + 1
 
 
+SHAPE = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "parameters": 1000}
+
+
 @pytest.mark.parametrize("what", ["text", "notes", "questions", "fidelity"])
 def test_measurements_share_a_hash_of_what_they_obey(what):
     """It outlives what a grid may grow by, and nothing else."""
@@ -379,7 +383,8 @@ def test_measurements_share_a_hash_of_what_they_obey(what):
     base = found()
     for same in ({"grid__policies": ["h2o"]}, {"grid__test_sparsities": [0.1, 0.2]},
                  {"grid__train_sparsities": [0.1, 0.2]}, {"models__tiny__memory_mb": 500},
-                 {"train__layers_per_job": 2}, {"bootstrap": 300}, {"seed": 1}):  # fmt: skip
+                 {"train__layers_per_job": 2}, {"bootstrap": 300}, {"seed": 1},
+                 {"models__tiny__shape": SHAPE}):  # fmt: skip
         assert found(**same) == base, same
     others = [
         {"code": "other"}, {"device": "cuda"}, {"grid__methods": ["baseline"]},

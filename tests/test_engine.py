@@ -1,5 +1,7 @@
 """The decode loop against the library's `generate`."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -97,6 +99,42 @@ def test_steps_equal_a_forward_pass_without_the_loop(method):
         cache.masked = True
         cache.plan = lambda length: setattr(cache, "reads", 64)
     assert torch.equal(Engine(model, cache, batch=2).generate(prompt, 12), plain)
+
+
+@pytest.mark.parametrize("method", ["full", "less"])
+def test_a_prompt_of_one_token(method):
+    model = make_model()
+    loop = Engine(model, make_cache(model, method), batch=2)
+    loop.generate(prompt_of(model), 5)  # what it held before is not seen
+    prompt = prompt_of(model, length=1)
+    assert torch.equal(loop.generate(prompt, 12), generated(model, method, prompt, 12))
+
+
+def test_reading_begins_anew_after_a_failure(monkeypatch):
+    model = make_model()
+    loop, prompt = Engine(model, make_cache(model, "full"), batch=2), prompt_of(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "sample", mock.Mock(side_effect=RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            loop.read(prompt_of(model, length=9))
+    assert torch.equal(loop.generate(prompt, 12), generated(model, "full", prompt, 12))
+
+
+def test_a_full_cache_fills_a_sliding_window():
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, **SHAPES["llama"], "sliding_window": 24}
+    model = enable(load_model({"random": {"architecture": "mistral", **fields}}))
+    loop, prompt = Engine(model, make_cache(model, "full"), batch=2), prompt_of(model)
+    assert torch.equal(loop.generate(prompt, 5), generated(model, "full", prompt, 5))
+    with pytest.raises(ConfigError, match="sliding window of 24"):
+        loop.generate(prompt, 6)
+
+
+def test_a_second_prompt_is_refused():
+    model = make_model()
+    cache = make_cache(model, "full")
+    model(prompt_of(model), past_key_values=cache)
+    with pytest.raises(ConfigError, match=r"already read a prompt \(20 tokens\)"):
+        model(prompt_of(model), past_key_values=cache)
 
 
 def test_warming_up_leaves_no_trace():

@@ -4,6 +4,7 @@ from pipeline.__main__ import main
 from pipeline.attention import enable
 from pipeline.cache import LessCache
 from pipeline.checkpoint import Heads, save_kernels
+from pipeline.errors import ConfigError
 from pipeline.generation import Decoding, generate
 from pipeline.kernels import get_kernel
 from pipeline.models import byte_tokenizer, load_model, materialise
@@ -54,6 +55,12 @@ def test_sampling_is_a_function_of_the_seed(model):
         run(model, max_new_tokens=16, temperature=1.0, seed=seed).texts for seed in (1, 1, 2)
     )
     assert first == same != other
+
+
+def test_every_prompt_has_a_seed_of_its_own(model):
+    decoding = Decoding(max_new_tokens=4, temperature=1.0)
+    with pytest.raises(ConfigError, match="2 prompts have 1 seeds"):
+        generate(model, byte_tokenizer(), PROMPTS, decoding, seeds=[7])
 
 
 def test_stop_text_ends_and_is_cut_off(model):

@@ -98,6 +98,7 @@ def test_maps_need_heads_and_kernels_that_are_there(tiny):
     for change, message in (
         ({"sparsity": 0.2}, "no kernels are trained for lambda at 0.2"),
         ({"heads": [[2, 0]]}, "has no layer 2"),
+        ({"heads": [[0, 4]]}, "has no head 4; its heads are 0 to 3"),
     ):
         with pytest.raises(ConfigError, match=message):
             complete(tiny | {"maps": tiny["maps"] | change})
@@ -137,6 +138,34 @@ def test_expectations_need_shapes(tiny):
 def test_disk_bounds_that_cannot_be_kept_are_refused(tiny, change, message):
     tiny["dump"] |= change
     with pytest.raises(ConfigError, match=message):
+        complete(tiny)
+
+
+def test_a_training_reads_no_more_bundles_than_the_disk_holds(tiny):
+    """Or features would wait for a training that waits for them."""
+    assert expectations.bundles_at_once(tiny) == 1
+    tiny["train"]["layers_per_job"] = 2
+    with pytest.raises(ConfigError, match="hold 1 bundles of layers, and a job that trains 2 lay"):
+        complete(tiny)
+    tiny["dump"]["disk_gib"] *= 2
+    complete(tiny)
+    tiny["dump"]["disk_gib"] = 1000
+    assert expectations.peak_disk(tiny) == 2 * expectations.feature_bytes(tiny, "falcon-untrained")
+
+
+@pytest.mark.parametrize("study", ["kernel_sizes", "prompt_lengths"])
+def test_a_study_of_less_needs_less(tiny, study):
+    tiny["ablations"] = {study: tiny["ablations"][study]}
+    tiny["grid"]["methods"] = ["baseline", "baseline_plus"]
+    with pytest.raises(ConfigError, match=f"ablations.{study}: compares LESS"):
+        complete(tiny)
+
+
+def test_maps_are_of_the_grids_policies(tiny):
+    """Also where kernels of another are named: nothing would train them."""
+    tiny["grid"]["train_sparsities"]["tova"] = [0.1]
+    tiny["maps"]["policies"] = ["tova"]
+    with pytest.raises(ConfigError, match="maps: 'tova' is none of"):
         complete(tiny)
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -175,6 +176,26 @@ def test_a_damaged_state_is_named_and_then_made_again(tmp_path, monkeypatch, cap
     assert __main__.main(words) == 0
     assert "epoch 1/4" in capsys.readouterr().err
     assert (tmp_path / "k").read_bytes() == quiet
+
+
+def test_a_state_of_other_features_or_code_is_not_resumed(tmp_path, monkeypatch, capsys):
+    """Even if their header says the same, as after other weights in the same folder."""
+    recipe = ["--recipe", '{"epochs": 2, "validation": 0.25}']
+
+    def epochs(made, code="one"):
+        words = train_words(tmp_path, made, *recipe)
+        with monkeypatch.context() as patched:
+            patched.setattr(train, "save_kernels", mock.Mock(side_effect=KeyboardInterrupt))
+            patched.setattr(train, "code_of", lambda step: code)
+            with pytest.raises(KeyboardInterrupt):
+                __main__.main(words)
+        return capsys.readouterr().err.count("epoch")
+
+    first = epochs(features())
+    assert first > 0
+    assert epochs(features()) == 0, "it goes on where it was"
+    assert epochs(features(scale=1.1)) == first
+    assert epochs(features(), "another") == first
 
 
 # --- s1 = 0 is the sparse policy -------------------------------------------------------------

@@ -288,6 +288,18 @@ def test_tasks_that_cannot_be_measured(name, message):
         harness.load_task(name, 0, [{}])
 
 
+def test_a_task_of_texts_needs_word_perplexity(folder, capsys, monkeypatch):
+    load = harness.load_task
+
+    def without(*args):
+        task = load(*args)
+        monkeypatch.setattr(task, "aggregation", lambda: {"bits_per_byte": None})
+        return task
+
+    monkeypatch.setattr(step, "load_task", without)
+    assert "'wikitext' has no word_perplexity" in said(capsys, folder, "wikitext")
+
+
 def test_rows_that_are_not_the_tasks(folder, capsys):
     with pytest.raises(DataError, match="rows of the task 'boolq' lack a field that it reads"):
         harness.load_task("boolq", 0, [{"text": "x"}])

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline import statistics
 from pipeline.errors import DataError
 from pipeline.statistics import (
     estimate,
@@ -53,6 +54,20 @@ def test_recovered_share_of_a_mean(method, gap):
 def test_mean_difference():
     units = np.array([10, 30])
     assert mean_difference(np.array([5.0, 9.0]), np.array([3.0, 3.0]), units) == pytest.approx(0.2)
+
+
+def test_blocks_of_resamples_are_as_all_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    method, base, full = (x + rng.random(7) for x in (1.0, 2.0, 0.0))
+    units, draws = np.arange(1, 8), resamples(7, 100, 0)
+
+    def found():
+        share = estimate_share(perplexity, method, base, full, units, draws=draws)
+        return estimate(perplexity, method, units, draws=draws), share
+
+    whole = found()
+    monkeypatch.setattr(statistics, "BLOCK", 7 * 33)
+    assert found() == whole
 
 
 def test_resamples():

@@ -225,6 +225,13 @@ def test_nothing_evicted_is_plain_attention():
     torch.testing.assert_close(synthesize(q, k, v, times, kernel), full)
 
 
+def test_queries_match_keys():
+    """One head's rows would pass for another's where the numbers happen to fit."""
+    k = randn(1, 1, 8, 8)
+    with pytest.raises(ValueError, match="4 queries do not match 8 keys"):
+        synthesize(randn(1, 2, 4, 8), k, k, torch.full((1, 1, 8), NEVER, dtype=torch.int32))
+
+
 @given(cases())
 def test_sparse_part_is_the_reference_per_head(case):
     q, k, v = case.qkv

@@ -278,6 +278,7 @@ def _correct(  # type: ignore[no-untyped-def]
 
 def _array(x: torch.Tensor) -> np.ndarray:
     """A view as numpy; half types as bit patterns (:func:`_widen`)."""
+    x = x.detach()  # a caller may track gradients; none flows through a cache
     if x.dtype == torch.bfloat16:
         return x.view(torch.uint16).numpy()
     if x.dtype == torch.float16:

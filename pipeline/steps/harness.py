@@ -80,6 +80,8 @@ def prepare(args: argparse.Namespace) -> tuple[Any, list[Document]]:
         raise ConfigError(f"--max-words is for tasks of whole texts; '{args.task}' is none.")
     if task.OUTPUT_TYPE != ROLLING:
         mean_metrics(task)  # refuses a task that has nothing to write before it is run
+    elif "word_perplexity" not in task.aggregation():
+        raise ConfigError(f"the task '{args.task}' has no word_perplexity in its metric_list.")
     return task, documents(task, args.limit)
 
 
@@ -96,6 +98,7 @@ def cell_identity(args: argparse.Namespace, found: list[Document]) -> str:
         options={name: getattr(args, name) for name in names},
         sparsities=args.train_sparsities,
         requests=[[request.args for request in document.requests] for document in found],
+        rows=[repr(document.doc) for document in found],
         library=version("lm_eval"),
     )
 

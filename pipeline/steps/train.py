@@ -23,7 +23,8 @@ from pipeline.kernels import LessKernel, get_kernel
 from pipeline.layout import layer_file
 from pipeline.policies import get_policy
 from pipeline.progress import machine, rate
-from pipeline.tensors import open_tensors
+from pipeline.sources import code_of
+from pipeline.tensors import checksum_of, open_tensors
 from pipeline.training import (
     Epoch,
     Fault,
@@ -108,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
                 handle.get_slice("k").get_shape()[1],
                 handle.get_slice("q").get_shape()[3],
             )
+            content = checksum_of(handle)
             prepared = prepare(
                 read_sequences(handle, args.device),  # type: ignore[arg-type]
                 handle.get_tensor("o_weight").to(args.device), policy, args.scores,
@@ -136,7 +138,8 @@ def run(args: argparse.Namespace) -> None:
                 file=sys.stderr, flush=True,
             )  # fmt: skip
 
-        identity = json.dumps([wanted, header, args.kernel, args.compute_dtype], sort_keys=True)
+        matters = [wanted, header, content, args.kernel, args.compute_dtype, code_of("train")]
+        identity = json.dumps(matters, sort_keys=True)
         key = hashlib.sha256(identity.encode()).hexdigest()[:16]
         state = args.resume / f"layer{layer:03d}-{key}.safetensors"
         curve = train_layer(prepared, kernel, recipe, state, report)
@@ -159,6 +162,7 @@ def run(args: argparse.Namespace) -> None:
             "best": min(finite, default=None),
             "fault": fault and fault.what,
         }
+        del prepared  # before the next layer's are made
     save_table(args.curves, pd.DataFrame(curves).drop(columns="seconds"))
     save_kernels(args.out, kernels, heads, args.kernel, losses=losses, **wanted)
     shutil.rmtree(args.resume, ignore_errors=True)

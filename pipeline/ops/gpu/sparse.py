@@ -189,6 +189,8 @@ def synthesize(
 ) -> torch.Tensor:  # fmt: skip
     """See :func:`pipeline.synthesis.synthesize`. Gradients flow to the kernel's features."""
     batch, groups, length, size = k.shape
+    if q.shape[2] != length:
+        raise ValueError(f"{q.shape[2]} queries do not match {length} keys")
     units = batch * groups
     out, lse = sparse_attention(
         q.reshape(units, 1, -1, length, size), k.reshape(units, 1, length, size),
