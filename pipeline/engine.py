@@ -128,7 +128,7 @@ class FullCache(Cache):
         """
         length = key_states.shape[2]
         if layer_idx == 0:
-            seen = self.layers[0].get_seq_length()
+            seen = self.layers[0].get_seq_length()  # type: ignore[union-attr]
             if seen + length > self.room:
                 raise ConfigError(f"the full cache has room for {self.room} tokens only.")
             if length > 1 and seen:
