@@ -36,7 +36,7 @@ lint: venv
 	snakemake --lint
 
 test: lint
-	pytest --numprocesses=3 --dist=loadfile --durations=10 $(ARGS)
+	pytest --numprocesses=2 --dist=loadfile --durations=10 $(ARGS)
 
 gpu-check: venv
 	python -m benchmarks.gpu_check
