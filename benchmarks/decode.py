@@ -21,14 +21,16 @@ from tabulate import tabulate
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache
 
-from pipeline.attention import enable
-from pipeline.cache import LessCache, LessLayer, full_cache_bytes
-from pipeline.features import PackedKernel, PlainKernel
-from pipeline.models import load_model, model_shape
-from pipeline.operators import Kernels, filled, random_token, untrained_kernels
+from pipeline.cache import LessCache, LessLayer
+from pipeline.decoding.memory import full_cache_bytes
+from pipeline.measure.operators import Kernels, filled, random_token, untrained_kernels
 from pipeline.ops.decode import Decoded, decode_backend
+from pipeline.ops.packed import PackedKernel, PlainKernel
 from pipeline.policies import Policy, get_policy
-from pipeline.threads import limit_threads
+from pipeline.runtime.machine import limit_threads
+from pipeline.transformer.interface import enable
+from pipeline.transformer.shape import model_shape
+from pipeline.transformer.weights import load_model
 
 Step = Callable[[], object]
 

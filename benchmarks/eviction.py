@@ -17,9 +17,10 @@ from tabulate import tabulate
 
 from benchmarks.machine import describe, times_faster
 from pipeline.eviction import bounded_attention
-from pipeline.ops import by_index_set, reference
+from pipeline.measure.timing import interleaved
+from pipeline.ops.reference import sequence as reference
+from pipeline.ops.times import by_index_set
 from pipeline.policies import budget_tokens, get_policy
-from pipeline.timing import interleaved
 
 
 def main() -> int:

@@ -21,16 +21,18 @@ import torch
 from tabulate import tabulate
 from transformers import PreTrainedModel
 
-from pipeline.attention import enable
-from pipeline.features import PackedKernel
+from pipeline.experiment.latency import Contender, Setting
 from pipeline.kernels import get_kernel
-from pipeline.latency import Contender, Setting
-from pipeline.models import load_model
-from pipeline.operators import Operator, copy_bandwidth, untrained_kernels
+from pipeline.measure.latency import Bench, by_engine, name_of, peak_bytes, within_memory
+from pipeline.measure.operators import Operator, copy_bandwidth, untrained_kernels
+from pipeline.ops.gpu import linear as gpu_linear
+from pipeline.ops.gpu import sequence as gpu_sequence
+from pipeline.ops.low_rank import LowRankState
+from pipeline.ops.packed import PackedKernel
+from pipeline.ops.slots import Slots
 from pipeline.policies import Policy, get_policy
-from pipeline.slots import Slots
-from pipeline.steps.latency import Bench, by_engine, name_of, peak_bytes, within_memory
-from pipeline.synthesis import LowRankState
+from pipeline.transformer.interface import enable
+from pipeline.transformer.weights import load_model
 
 GRAPHS = "tests/test_engine.py::test_replayed_graphs_equal_generate"
 TESTS = ["tests/test_gpu.py", GRAPHS, "-k", "not test_kernels_compile"]
@@ -71,7 +73,8 @@ def filled(sizes: Sizes, policy: Policy, device: str) -> Slots:
 
 def decode_operators(sizes: Sizes, device: str) -> list[Operator]:
     """A decode step: maps of its queries and keys, the sparse policies alone, LESS."""
-    from pipeline.ops.gpu import decoding, maps
+    from pipeline.ops.gpu import decode as decoding
+    from pipeline.ops.gpu import maps
 
     b, h, g, d, r = sizes.batch, sizes.heads, sizes.groups, sizes.size, sizes.rank
     kernel = PackedKernel(
@@ -119,13 +122,12 @@ def decode_operators(sizes: Sizes, device: str) -> list[Operator]:
 
 def sequence_operators(sizes: Sizes, device: str) -> list[Operator]:
     """Over one sequence: eviction, sparse attention, linear attention and its gradients."""
-    from pipeline.ops import gpu
 
     h, g, s, d, r = sizes.heads, sizes.groups, sizes.length, sizes.size, sizes.rank
     q = torch.randn(g, 1, h // g, s, d, device=device).to(sizes.dtype)
     k, v = torch.randn(2, g, 1, s, d, device=device).to(sizes.dtype)
     policy = get_policy("h2o", sizes.budget)
-    times = gpu.evict(q, k, policy, "cached")
+    times = gpu_sequence.evict(q, k, policy, "cached")
     phi, psi = (torch.rand(1, n, s, r, device=device, requires_grad=True) for n in (h, g))
     value = v.view(1, g, s, d).float()
     visible = 4 * h * s * sizes.budget * d
@@ -135,16 +137,24 @@ def sequence_operators(sizes: Sizes, device: str) -> list[Operator]:
     work = 4 * h * s * r * d
 
     def both_ways() -> None:
-        numerator, denominator = gpu.linear_attention(phi, psi, value)
+        numerator, denominator = gpu_linear.linear_attention(phi, psi, value)
         torch.autograd.grad(numerator.sum() + denominator.sum(), (phi, psi))
 
     def one_way() -> object:
-        return gpu.linear_attention(phi.detach(), psi.detach(), value)
+        return gpu_linear.linear_attention(phi.detach(), psi.detach(), value)
 
     found: dict[str, tuple[Callable[[], object], int, int]] = {
-        "evict, cached": (lambda: gpu.bounded_attention(q, k, v, policy), tensors, visible),
-        "evict, full": (lambda: gpu.evict(q, k, policy, "full"), inputs, h * s * s * d),
-        "sparse attention": (lambda: gpu.sparse_attention(q, k, v, times), tensors, visible),
+        "evict, cached": (
+            lambda: gpu_sequence.bounded_attention(q, k, v, policy),
+            tensors,
+            visible,
+        ),
+        "evict, full": (lambda: gpu_sequence.evict(q, k, policy, "full"), inputs, h * s * s * d),
+        "sparse attention": (
+            lambda: gpu_sequence.sparse_attention(q, k, v, times),
+            tensors,
+            visible,
+        ),
         "linear attention": (one_way, linear, work),
         "linear attention and gradients": (both_ways, 3 * linear, 3 * work),
     }

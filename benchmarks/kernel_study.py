@@ -20,12 +20,12 @@ import torch
 from tabulate import tabulate
 
 from pipeline.kernels import LessKernel, get_kernel
-from pipeline.layout import layer_file
 from pipeline.policies import get_policy
-from pipeline.steps.train import read_sequences
-from pipeline.tensors import open_tensors
-from pipeline.threads import limit_threads
-from pipeline.training import Prepared, Recipe, evaluate, prepare, split, train_layer
+from pipeline.runtime.machine import limit_threads
+from pipeline.storage.features import layer_file, read_sequences
+from pipeline.storage.tensors import open_tensors
+from pipeline.training.loop import Recipe, evaluate, split, train_layer
+from pipeline.training.prepare import Prepared, prepare
 
 SHORT = {"epochs": 6, "batch_size": 1, "learning_rate": 3e-3, "halve_every": 2}
 """A recipe for two cores; its other settings are the paper's."""

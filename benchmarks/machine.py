@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.steps.provenance import hardware
+from pipeline.runtime.machine import hardware
 
 MIB = 2**20
 

@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py
 
-The first table is arithmetic on model shapes (:func:`pipeline.cache.expected_memory`). For the
+The first table is arithmetic on model shapes (:mod:`pipeline.decoding.memory`). For the
 second, a process of its own fills the cache of a whole model, prompt by layer, and takes decode
 steps; the peak of its resident memory over those, less what it had before, is compared with the
 first. The third shows resident memory over a long generation of a small random model.
@@ -21,12 +21,13 @@ import torch
 from tabulate import tabulate
 from transformers import FalconConfig, LlamaConfig, LlamaForCausalLM, PreTrainedConfig
 
-from pipeline.attention import enable
-from pipeline.cache import LessCache, expected_memory, full_cache_bytes
+from pipeline.cache import LessCache
+from pipeline.decoding.memory import expected_memory, full_cache_bytes
 from pipeline.kernels import Kernel, get_kernel
-from pipeline.models import model_shape
 from pipeline.policies import budget_tokens, get_policy
-from pipeline.threads import limit_threads
+from pipeline.runtime.machine import limit_threads
+from pipeline.transformer.interface import enable
+from pipeline.transformer.shape import model_shape
 
 MIB = 2**20
 CONFIGS: dict[str, PreTrainedConfig] = {

@@ -17,10 +17,10 @@ from tabulate import tabulate
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from pipeline.attention import enable
 from pipeline.cache import LessCache
-from pipeline.models import load_model, load_tokenizer
 from pipeline.policies import FAMILIES, get_policy
+from pipeline.transformer.interface import enable
+from pipeline.transformer.weights import load_model, load_tokenizer
 
 
 @torch.inference_mode()

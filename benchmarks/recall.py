@@ -21,13 +21,14 @@ import torch
 from tabulate import tabulate
 
 from pipeline.attention import attach
-from pipeline.checkpoint import Heads, load_kernels
-from pipeline.models import load_model, model_shape
 from pipeline.policies import get_policy
-from pipeline.progress import Progress
-from pipeline.statistics import estimate, resamples
-from pipeline.tensors import load_tensors
-from pipeline.threads import limit_threads
+from pipeline.report.statistics import estimate, resamples
+from pipeline.runtime.machine import limit_threads
+from pipeline.runtime.progress import Progress
+from pipeline.storage.tensors import load_tensors
+from pipeline.training.checkpoint import Heads, load_kernels
+from pipeline.transformer.shape import model_shape
+from pipeline.transformer.weights import load_model
 
 KINDS = ["new", "seen", "copied"]
 

@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.kernels import LessKernel
+from pipeline.ops.low_rank import EPSILON
 from pipeline.policies import Policy
-from pipeline.synthesis import EPSILON
 
 
 def causal_logits(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

@@ -27,10 +27,11 @@ from torch.nn import functional as F
 from benchmarks import released
 from benchmarks.machine import describe, peak_mib, times_faster
 from pipeline.kernels import LessKernel
+from pipeline.measure.timing import interleaved
 from pipeline.policies import budget_tokens, get_policy
-from pipeline.threads import limit_threads
-from pipeline.timing import interleaved
-from pipeline.training import loss_of, prepare
+from pipeline.runtime.machine import limit_threads
+from pipeline.training.loop import loss_of
+from pipeline.training.prepare import prepare
 
 WAYS = (
     "released", "released, masks given", "ours, float32", "ours, bfloat16",

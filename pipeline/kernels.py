@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.errors import unknown
+from .errors import unknown
 
 SCALAR_INIT = 1e-4  # training starts from the sparse policy (paper, section 3.2)
 

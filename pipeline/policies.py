@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.errors import ConfigError, unknown
+from .errors import ConfigError, unknown
 
 Pooling = Literal["group", "layer"]
 

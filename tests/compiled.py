@@ -14,19 +14,20 @@ from pathlib import Path
 
 import torch
 import triton
+from pipeline.DEAD import merge
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
-from pipeline.features import pack
 from pipeline.kernels import get_kernel
-from pipeline.ops import gpu
-from pipeline.ops.gpu import decoding
-from pipeline.ops.gpu.sparse import merge
+from pipeline.ops.gpu import decode as decoding
+from pipeline.ops.gpu import linear as gpu_linear
+from pipeline.ops.gpu import sequence as gpu_sequence
+from pipeline.ops.low_rank import LowRankState
+from pipeline.ops.packed import pack
+from pipeline.ops.slots import Slots
 from pipeline.policies import get_policy
-from pipeline.slots import Slots
-from pipeline.synthesis import LowRankState
 
 SEEN = set()
 """Hashes of the kernels compiled so far."""
@@ -97,8 +98,8 @@ def decode(policy, groups, rep, size, rank, dtype, length=1):
 def sequence(policy, shared, rep, size, dtype, length=300):
     q = torch.zeros(2, shared, rep, length, size, dtype=dtype)
     k = torch.zeros(2, shared, length, size, dtype=dtype)
-    gpu.evict(q, k, policy, "full")
-    gpu.sparse_attention(q, k, k, torch.zeros(2, length, dtype=torch.int32))
+    gpu_sequence.evict(q, k, policy, "full")
+    gpu_sequence.sparse_attention(q, k, k, torch.zeros(2, length, dtype=torch.int32))
     sparse = torch.zeros(2, 3, length, size)
     parts = torch.zeros(2, 3, length, size + 1, requires_grad=True)
     merge(sparse, sparse[..., 0], parts).sum().backward()
@@ -109,7 +110,7 @@ def linear(heads, groups, rank, size, length=300):
         torch.zeros(1, count, length, width, requires_grad=True)
         for count, width in ((heads, rank), (groups, rank), (groups, size))
     )
-    numerator, denominator = gpu.linear_attention(phi, psi, v)
+    numerator, denominator = gpu_linear.linear_attention(phi, psi, v)
     (numerator.sum() + denominator.sum()).backward()
 
 

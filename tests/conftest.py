@@ -8,11 +8,12 @@ import torch
 import variables  # noqa: F401
 from hypothesis import HealthCheck, settings
 
-from pipeline import retry
+from pipeline.download import retry
+from pipeline.download.packages import fetch, get_package, packages
 from pipeline.errors import DataError
-from pipeline.models import materialise
-from pipeline.ops import cpu, reference
-from pipeline.packages import fetch, get_package, packages
+from pipeline.ops.cpu import sequence as cpu
+from pipeline.ops.reference import sequence as reference
+from pipeline.transformer.weights import materialise
 
 COMMON = {
     "deadline": None,

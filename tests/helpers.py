@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 
 from pipeline.kernels import get_kernel
-from pipeline.ops import NEVER, by_index_set
+from pipeline.ops.times import NEVER, by_index_set
 from pipeline.policies import FAMILIES, Policy, get_policy
 
 NEAR_TIE = 1e-5

@@ -17,11 +17,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from pipeline.attention import attach, attention_layers, enable, output_projection, record
+from pipeline.attention import attach
 from pipeline.errors import ConfigError
 from pipeline.kernels import get_kernel
-from pipeline.ops import by_index_set, reference
+from pipeline.ops.reference import sequence as reference
+from pipeline.ops.times import by_index_set
 from pipeline.policies import get_policy
+from pipeline.transformer.interface import attention_layers, enable, output_projection, record
 
 LENGTH, VOCABULARY = 20, 50
 COMMON = {

@@ -11,8 +11,8 @@ from helpers import randn, visible
 from benchmarks import eviction, overhead, recall, released, scaling, training_step
 from benchmarks.machine import peak_mib, times_faster
 from pipeline.eviction import evicted_at
+from pipeline.measure.timing import interleaved
 from pipeline.policies import get_policy
-from pipeline.timing import interleaved
 
 
 @pytest.mark.parametrize("name", ["h2o", "lambda", "decayed"])

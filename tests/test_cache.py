@@ -27,16 +27,22 @@ from transformers import (
 )
 
 from pipeline import cache as cache_module
-from pipeline.attention import _handled, attach, enable
-from pipeline.cache import LessCache, LessLayer, expected_memory, full_cache_bytes
+from pipeline.attention import attach
+from pipeline.cache import LessCache, LessLayer
+from pipeline.decoding.memory import expected_memory, full_cache_bytes
 from pipeline.errors import ConfigError
-from pipeline.eviction import NEVER, bounded_attention
-from pipeline.features import pack
+from pipeline.eviction import bounded_attention
 from pipeline.kernels import get_kernel
-from pipeline.models import load_model, load_tokenizer, model_shape
-from pipeline.ops import decode_cpu, decode_reference
+from pipeline.ops.cpu import decode as decode_cpu
+from pipeline.ops.cpu import maps as cpu_maps
+from pipeline.ops.packed import pack
+from pipeline.ops.reference import decode as decode_reference
+from pipeline.ops.times import NEVER
 from pipeline.policies import get_policy
 from pipeline.synthesis import correct
+from pipeline.transformer.interface import enable, handled
+from pipeline.transformer.shape import model_shape
+from pipeline.transformer.weights import load_model, load_tokenizer
 
 SMALL = {
     "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -92,7 +98,7 @@ def parallel_logits(model, ids, policy, kernels, prompt):
 
         return run
 
-    with _handled(model, [handler(k) for k in kernels or [None] * model.config.num_hidden_layers]):
+    with handled(model, [handler(k) for k in kernels or [None] * model.config.num_hidden_layers]):
         return model(ids, use_cache=False).logits
 
 
@@ -258,7 +264,7 @@ def test_features_alone_are_those_of_a_step():
     case = Case(get_policy("h2o", 4), 3, 2, 2, 1, 16, 0, torch.float32, "cached", 1.0, 0)
     kernel, (q, k, _) = pack(strong_kernel(case)), case.qkv
     rows = torch.cat([q, k], 1)[:, :, 0].transpose(0, 1).contiguous()
-    found = decode_cpu.features(kernel, rows).transpose(0, 1)
+    found = cpu_maps.features(kernel, rows).transpose(0, 1)
     torch.testing.assert_close(found, torch.cat([kernel.phi(q), kernel.psi(k)], 1)[:, :, 0])
 
 
@@ -266,13 +272,13 @@ def test_stored_halves_are_widened_exactly():
     @numba.njit
     def widen(x, out):
         for i in range(x.shape[0]):
-            out[i] = decode_cpu._widen(x[i])
+            out[i] = cpu_maps.widen(x[i])
 
     for dtype in (torch.bfloat16, torch.float16):
         every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
         every = every[every.isfinite()].contiguous()
         out = torch.empty(every.shape)
-        widen(decode_cpu._array(every), out.numpy())
+        widen(cpu_maps.as_bits(every), out.numpy())
         assert torch.equal(out, every.float())
 
 

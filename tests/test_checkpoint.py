@@ -5,12 +5,12 @@ import torch
 from helpers import randn
 from transformers import LlamaConfig
 
-from pipeline.checkpoint import Heads, join_kernels, load_kernels, save_kernels
 from pipeline.errors import DataError
+from pipeline.experiment.methods import METHODS
 from pipeline.kernels import get_kernel
-from pipeline.methods import METHODS
-from pipeline.steps.evaluate import variants
-from pipeline.tensors import load_tensors, save_tensors
+from pipeline.measure.variants import variants
+from pipeline.storage.tensors import load_tensors, save_tensors
+from pipeline.training.checkpoint import Heads, join_kernels, load_kernels, save_kernels
 
 HEADS = Heads(4, 2, 8)
 BUILD = {"kernel_size": 4, "hidden_size": 16}

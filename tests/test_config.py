@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import SCHEMA, complete, config_hash, load_config, settings_hash
 from pipeline.errors import ConfigError
+from pipeline.experiment.config import SCHEMA, complete, config_hash, load_config, settings_hash
 
 ROOT = Path(__file__).parent.parent
 FILES = [ROOT / "config.yaml", *sorted((ROOT / "experiments").glob("*.yaml"))]
@@ -72,7 +72,7 @@ def test_defaults_are_filled_in_at_every_level():
 def test_defaults_of_the_recipe_are_those_of_training():
     from dataclasses import asdict
 
-    from pipeline.training import Recipe
+    from pipeline.training.loop import Recipe
 
     recipe = complete(smoke(train__recipe={}))["train"]["recipe"]
     assert recipe | {"seed": 0} == asdict(Recipe())

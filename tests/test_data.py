@@ -7,19 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import data, packages
-from pipeline.data import (
-    Document,
-    load_documents,
-    load_pairs,
-    load_rows,
-    plain_text,
-    sample_windows,
-)
+from pipeline.download import packages
+from pipeline.download.packages import get_package
 from pipeline.errors import ConfigError, DamagedError, DataError
-from pipeline.files import sha256
-from pipeline.models import byte_tokenizer
-from pipeline.packages import get_package
+from pipeline.storage.files import sha256
+from pipeline.text import documents as data
+from pipeline.text.documents import Document, load_documents, load_pairs, load_rows
+from pipeline.text.wikipedia import plain_text
+from pipeline.text.windows import sample_windows
+from pipeline.transformer.weights import byte_tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 PROSE = "An aardvark digs for ants and termites at night. " * 30

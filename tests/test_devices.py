@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import __main__, devices
+from pipeline import __main__
 from pipeline.errors import ConfigError
+from pipeline.runtime import devices
 
 ROOT = Path(__file__).parent.parent
 
 HOLD = """
 import sys, time
-from pipeline import devices
+from pipeline.runtime import devices
 devices.WAIT_SECONDS = 0.02
 with devices.bound("cuda") as device:
     print(f"took {device} {time.monotonic()}", flush=True)

@@ -10,11 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from pipeline import hub, models, packages, retry, seals
-from pipeline.data import load_rows
+from pipeline.download import hub, packages, retry
 from pipeline.errors import DamagedError, DataError
-from pipeline.files import sha256
-from pipeline.models import byte_tokenizer, materialise
+from pipeline.storage import seals
+from pipeline.storage.files import sha256
+from pipeline.text.documents import load_rows
+from pipeline.transformer import weights as models
+from pipeline.transformer.weights import byte_tokenizer, materialise
 
 WEIGHTS = {
     "random": {"architecture": "llama", "hidden_size": 8, "intermediate_size": 8,

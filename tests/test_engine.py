@@ -5,14 +5,16 @@ from unittest import mock
 import pytest
 import torch
 
-from pipeline import engine
-from pipeline.attention import enable
 from pipeline.cache import LessCache
-from pipeline.engine import Engine, FullCache
+from pipeline.decoding import full_cache
+from pipeline.decoding.engine import Engine
+from pipeline.decoding.full_cache import FullCache
 from pipeline.errors import ConfigError
 from pipeline.kernels import get_kernel
-from pipeline.models import load_model, model_shape
 from pipeline.policies import get_policy
+from pipeline.transformer.interface import enable
+from pipeline.transformer.shape import model_shape
+from pipeline.transformer.weights import load_model
 
 SHAPES = {
     "llama": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48},
@@ -77,7 +79,7 @@ def test_greedy_equals_generate(architecture, method):
 @pytest.mark.parametrize("method", ["full", "baseline", "less"])
 def test_replayed_graphs_equal_generate(monkeypatch, architecture, method):
     """Every step is a replay, and the second prompt finds the graphs of the first."""
-    monkeypatch.setattr(engine, "BUCKET", 32)  # the full cache goes from one graph to the next
+    monkeypatch.setattr(full_cache, "BUCKET", 32)  # the full cache goes from one graph to the next
     model = make_model(architecture, "cuda")
     loop = Engine(model, make_cache(model, method), batch=2)
     loop.warm_up(prompt_of(model, seed=5).cuda(), 30)

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.eviction import NEVER, bounded_attention, evicted_at, evictions_seen
-from pipeline.ops import by_index_set, cpu, reference
+from pipeline.eviction import bounded_attention, evicted_at
+from pipeline.ops.cpu import sequence as cpu
+from pipeline.ops.reference import sequence as reference
+from pipeline.ops.times import NEVER, by_index_set, evictions_seen
 from pipeline.policies import Policy, get_policy
 
 N = NEVER

@@ -11,16 +11,19 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import __main__, models, seals, space
-from pipeline.checkpoint import Heads, load_kernels, save_kernels
+from pipeline import __main__
 from pipeline.errors import DamagedError, DataError
-from pipeline.files import load_sealed, load_table, save_sealed, save_table, whole
-from pipeline.journal import Journal
 from pipeline.kernels import get_kernel
-from pipeline.layout import layer_file
-from pipeline.models import materialise
-from pipeline.seals import UNSEALED
-from pipeline.tensors import create_tensors, load_tensors, open_tensors, save_tensors
+from pipeline.runtime.journal import Journal
+from pipeline.storage import disk as space
+from pipeline.storage import seals
+from pipeline.storage.features import layer_file
+from pipeline.storage.files import load_sealed, load_table, save_sealed, save_table, whole
+from pipeline.storage.seals import UNSEALED
+from pipeline.storage.tensors import create_tensors, load_tensors, open_tensors, save_tensors
+from pipeline.training.checkpoint import Heads, load_kernels, save_kernels
+from pipeline.transformer import weights as models
+from pipeline.transformer.weights import materialise
 
 ROOT = Path(__file__).parent.parent
 

@@ -4,13 +4,14 @@ from helpers import randn, visible
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pipeline.__main__ import main
-from pipeline.checkpoint import Heads, save_kernels
-from pipeline.eviction import NEVER, evicted_at
-from pipeline.fidelity import attention_rows, hellinger, residual_spectrum
-from pipeline.files import load_table
+from pipeline.eviction import evicted_at
 from pipeline.kernels import get_kernel
+from pipeline.measure.fidelity import attention_rows, hellinger, residual_spectrum
+from pipeline.ops.times import NEVER
 from pipeline.policies import get_policy
-from pipeline.tensors import load_tensors, save_tensors
+from pipeline.storage.files import load_table
+from pipeline.storage.tensors import load_tensors, save_tensors
+from pipeline.training.checkpoint import Heads, save_kernels
 
 HEADS, GROUPS, LENGTH, SIZE = 4, 2, 40, 8
 ALL = torch.arange(LENGTH)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import pipeline
 from pipeline.errors import DamagedError, DataError
-from pipeline.files import (
+from pipeline.storage.files import (
     load_json,
     load_table,
     save_json,
@@ -20,7 +20,7 @@ from pipeline.files import (
     whole,
     whole_folder,
 )
-from pipeline.tensors import create_tensors, load_tensors, open_tensors, save_tensors
+from pipeline.storage.tensors import create_tensors, load_tensors, open_tensors, save_tensors
 
 
 def names(folder):

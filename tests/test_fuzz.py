@@ -8,13 +8,13 @@ import pytest
 import yaml
 from checkouts import ENVIRONMENT, ROOT, checkout
 
-from pipeline import grid
-from pipeline.config import SCHEMA, complete, config_hash
-from pipeline.data import load_documents, load_pairs
 from pipeline.errors import LessError
-from pipeline.expectations import bundles_at_once, expectations
-from pipeline.models import materialise
-from pipeline.summaries import get_template
+from pipeline.experiment import grid
+from pipeline.experiment.config import SCHEMA, complete, config_hash
+from pipeline.experiment.cost import bundles_at_once, expectations
+from pipeline.text.documents import load_documents, load_pairs
+from pipeline.text.prompts import get_template
+from pipeline.transformer.weights import materialise
 
 COUNT = 1000
 ROOT_SCHEMA = yaml.safe_load(SCHEMA.read_text())

@@ -1,14 +1,14 @@
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.attention import enable
 from pipeline.cache import LessCache
-from pipeline.checkpoint import Heads, save_kernels
+from pipeline.decoding.generate import Decoding, generate
 from pipeline.errors import ConfigError
-from pipeline.generation import Decoding, generate
 from pipeline.kernels import get_kernel
-from pipeline.models import byte_tokenizer, load_model, materialise
 from pipeline.policies import get_policy
+from pipeline.training.checkpoint import Heads, save_kernels
+from pipeline.transformer.interface import enable
+from pipeline.transformer.weights import byte_tokenizer, load_model, materialise
 
 RANDOM = {
     "random": {

@@ -25,20 +25,31 @@ from triton.runtime import interpreter
 
 from benchmarks import gpu_check
 from pipeline import synthesis
-from pipeline.attention import enable
 from pipeline.cache import LessCache, LessLayer
-from pipeline.engine import Engine, FullCache
+from pipeline.decoding.engine import Engine
+from pipeline.decoding.full_cache import FullCache
 from pipeline.eviction import evicted_at
-from pipeline.features import PackedKernel, pack
-from pipeline.models import load_model
-from pipeline.operators import untrained_kernels
-from pipeline.ops import NEVER, backend, decode, decode_reference, gpu, reference
+from pipeline.measure.operators import untrained_kernels
+from pipeline.ops import decode, gpu, low_rank
 from pipeline.ops.decode import decode_backend
-from pipeline.ops.gpu import decoding, maps, opaque, scan
+from pipeline.ops.gpu import compiled as opaque
+from pipeline.ops.gpu import decode as decoding
+from pipeline.ops.gpu import linear as gpu_linear
+from pipeline.ops.gpu import maps
+from pipeline.ops.gpu import sequence as gpu_sequence
+from pipeline.ops.gpu import sequence as scan
+from pipeline.ops.low_rank import LowRankState
+from pipeline.ops.packed import PackedKernel, pack
+from pipeline.ops.reference import decode as decode_reference
+from pipeline.ops.reference import sequence as reference
+from pipeline.ops.sequence import backend
+from pipeline.ops.slots import Slots, by_head
+from pipeline.ops.times import NEVER
 from pipeline.policies import get_policy
-from pipeline.slots import Slots, by_head
-from pipeline.synthesis import LowRankState, correct
-from pipeline.training import make_sparse
+from pipeline.synthesis import correct
+from pipeline.training.faults import make_sparse
+from pipeline.transformer.interface import enable
+from pipeline.transformer.weights import load_model
 
 ROOT = Path(__file__).parent.parent
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -400,7 +411,7 @@ def test_linear_attention_and_its_gradients(length, heads, rank, size, seed):
         loss = sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True))
         return [*parts, *torch.autograd.grad(loss, leaves)]
 
-    mine, truth = everything(gpu.linear_attention), everything(synthesis.linear_attention)
+    mine, truth = everything(gpu_linear.linear_attention), everything(low_rank.linear_attention)
     for a, b in zip(mine, truth, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.detach().abs().max() + 1))
 
@@ -429,7 +440,7 @@ def test_training_takes_the_linear_attention_of_its_device():
 def test_evictions_equal_the_loop(case, block):
     q, k, _ = (x.to(DEVICE) for x in case.sets)
     with mock.patch.object(scan, "QUERY_BLOCK", block):
-        times = gpu.evict(q, k, case.policy, case.scores, case.prompt).cpu()
+        times = gpu_sequence.evict(q, k, case.policy, case.scores, case.prompt).cpu()
     assert times.dtype == torch.int32
     truth = reference.evict(*case.sets[:2], case.policy, case.scores, case.prompt)
     assert_same_evictions(case, truth, times)
@@ -442,7 +453,7 @@ def test_bounded_attention_equals_the_loop(case):
     q, k, v = case.sets
     case = case.but(scores="cached")
     on_device = (x.to(DEVICE) for x in (q, k, v))
-    times, *read = gpu.bounded_attention(*on_device, case.policy, case.prompt)
+    times, *read = gpu_sequence.bounded_attention(*on_device, case.policy, case.prompt)
     truth = reference.evict(q, k, case.policy, "cached", case.prompt)
     assert_same_evictions(case, truth, times.cpu())
     expected = reference.sparse_attention(q, k, v, times.cpu())
@@ -461,7 +472,9 @@ def test_sparse_attention_equals_the_mask(case, random):
     ]
     times = torch.tensor(times, dtype=torch.int32, device=DEVICE)
     torch.testing.assert_close(
-        gpu.sparse_attention(*sets, times), reference.sparse_attention(*sets, times), **CLOSE
+        gpu_sequence.sparse_attention(*sets, times),
+        reference.sparse_attention(*sets, times),
+        **CLOSE,
     )
 
 

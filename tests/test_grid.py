@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import expectations, grid
-from pipeline.config import complete, load_config
 from pipeline.errors import ConfigError
+from pipeline.experiment import cost as expectations
+from pipeline.experiment import grid
+from pipeline.experiment.config import complete, load_config
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 

@@ -11,19 +11,21 @@ from helpers import randn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline import __main__, cache
-from pipeline.attention import enable
 from pipeline.cache import LessCache
-from pipeline.checkpoint import Heads, load_kernels
 from pipeline.eviction import evicted_at
-from pipeline.files import load_table
 from pipeline.kernels import get_kernel
-from pipeline.layout import layer_file
 from pipeline.policies import get_policy
-from pipeline.seals import set_aside
 from pipeline.steps import train
+from pipeline.storage.features import layer_file
+from pipeline.storage.files import load_table
+from pipeline.storage.seals import set_aside
+from pipeline.storage.tensors import load_tensors, save_tensors
 from pipeline.synthesis import sparse_part, synthesize
-from pipeline.tensors import load_tensors, save_tensors
-from pipeline.training import Epoch, Fault, Recipe, make_sparse, prepare, train_layer
+from pipeline.training.checkpoint import Heads, load_kernels
+from pipeline.training.faults import Fault, make_sparse
+from pipeline.training.loop import Epoch, Recipe, train_layer
+from pipeline.training.prepare import prepare
+from pipeline.transformer.interface import enable
 
 HEADS, BUILD = Heads(4, 2, 8), {"kernel_size": 4, "hidden_size": 16}
 

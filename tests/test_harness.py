@@ -9,13 +9,13 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM
 
-from pipeline import harness
 from pipeline.__main__ import main
 from pipeline.attention import attach
 from pipeline.errors import ConfigError, DataError
-from pipeline.models import load_model, load_tokenizer, materialise
+from pipeline.measure import harness
 from pipeline.policies import get_policy
 from pipeline.steps import harness as step
+from pipeline.transformer.weights import load_model, load_tokenizer, materialise
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"

@@ -8,14 +8,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
 from pipeline.eviction import evicted_at
-from pipeline.kernels import (
-    KERNELS,
-    SCALAR_INIT,
-    Dropout,
-    LessKernel,
-    _TwoLayers,
-    get_kernel,
-)
+from pipeline.kernels import KERNELS, SCALAR_INIT, Dropout, LessKernel, _TwoLayers, get_kernel
 from pipeline.policies import get_policy
 from pipeline.synthesis import synthesize
 

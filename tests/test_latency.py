@@ -11,13 +11,16 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from pipeline import operators
-from pipeline.config import complete, load_config
 from pipeline.errors import ConfigError
-from pipeline.latency import FORMS, Setting, contenders, settings
-from pipeline.models import load_model
+from pipeline.experiment.config import complete, load_config
+from pipeline.experiment.latency import FORMS, Setting, contenders, settings
+from pipeline.measure import latency, operators, step_parts
 from pipeline.policies import get_policy
-from pipeline.steps import latency, plot, tables, tabulate
+from pipeline.report import figures as plot
+from pipeline.report import tables
+from pipeline.steps import latency as latency_step
+from pipeline.steps import tabulate as tabulate_step
+from pipeline.transformer.weights import load_model
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = {
@@ -44,19 +47,19 @@ def measure(folder, setting, **changes):
         "operators": paths[1], **changes,
     }  # fmt: skip
     parser = argparse.ArgumentParser()
-    latency.add_arguments(parser)
+    latency_step.add_arguments(parser)
     words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    latency.run(parser.parse_args(words))
+    latency_step.run(parser.parse_args(words))
     return paths
 
 
 def gathered(folder, files):
     """The tidy table of some files of times."""
     parser = argparse.ArgumentParser()
-    tabulate.add_arguments(parser)
+    tabulate_step.add_arguments(parser)
     out = folder / "tidy.parquet"
     words = ["--cells", *map(str, files), "--experiment", "e", "--config-hash", "c"]
-    tabulate.run(parser.parse_args([*words, "--out", str(out)]))
+    tabulate_step.run(parser.parse_args([*words, "--out", str(out)]))
     return pd.read_parquet(out)
 
 
@@ -88,7 +91,7 @@ def test_every_method_has_every_number(study):
     extra = {
         "full": set(),
         "baseline_plus": {"step_ms.eviction"},
-        "less": {f"step_ms.{part}" for part in operators.ABLATIONS},
+        "less": {f"step_ms.{part}" for part in step_parts.ABLATIONS},
     }
     for (task, method), rows in tidy.groupby(["task", "method"]):
         assert set(rows["metric"]) == whole | extra[method], (task, method)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numba.core import caching
 
-from pipeline.ops import loops
+from pipeline.ops.cpu import jit as loops
 
 ROOT = Path(__file__).parent.parent
 EXP = """
 import numpy as np
-from pipeline.ops.vector import exp
+from pipeline.ops.cpu.sums import exp
 exp(np.float32(-1))
 print(exp.stats.cache_hits[exp.signatures[0]] if exp.stats.cache_hits else 0)
 """

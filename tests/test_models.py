@@ -5,26 +5,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline import packages
 from pipeline.__main__ import main
-from pipeline.attention import attention_layers
+from pipeline.attention import attach
+from pipeline.download import packages
+from pipeline.download.packages import get_package
 from pipeline.errors import ConfigError, DamagedError, DataError
-from pipeline.files import CHECKSUMS, sha256
-from pipeline.layout import layer_file
-from pipeline.models import (
+from pipeline.policies import get_policy
+from pipeline.steps import convert, dump
+from pipeline.storage.features import layer_file
+from pipeline.storage.files import CHECKSUMS, sha256
+from pipeline.storage.tensors import save_tensors
+from pipeline.transformer.interface import attention_layers
+from pipeline.transformer.shape import Shape, model_shape
+from pipeline.transformer.weights import (
     ARCHITECTURES,
-    Shape,
-    attach,
     byte_tokenizer,
     load_model,
     load_tokenizer,
     materialise,
-    model_shape,
 )
-from pipeline.packages import get_package
-from pipeline.policies import get_policy
-from pipeline.steps import convert, dump
-from pipeline.tensors import save_tensors
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 

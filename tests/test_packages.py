@@ -5,9 +5,9 @@ import zipfile
 
 import pytest
 
-from pipeline import packages, retry
+from pipeline.download import packages, retry
+from pipeline.download.packages import Package, checked, fetch, get_package
 from pipeline.errors import ConfigError, DataError
-from pipeline.packages import Package, checked, fetch, get_package
 from pipeline.steps import fetch as step
 
 CONTENT = b"a file in a wheel"

@@ -7,13 +7,13 @@ import pytest
 import yaml
 from test_tables import LLAMA, ROUGES, more, scored, tidy_frame
 
-from pipeline import paper
-from pipeline.comparison import compared, differences, orderings, paired, unmeasured
-from pipeline.config import SCHEMA
 from pipeline.errors import ConfigError, DataError
-from pipeline.files import save_table
-from pipeline.labels import METRICS
-from pipeline.steps import compare
+from pipeline.experiment.config import SCHEMA
+from pipeline.report import paper
+from pipeline.report.comparison import compared, differences, orderings, paired, unmeasured
+from pipeline.report.metrics import METRICS
+from pipeline.steps import compare as compare_step
+from pipeline.storage.files import save_table
 
 CONFIG = {
     "models": {"m_1": {"context": 4096, "paper": "llama2_7b"}},
@@ -178,10 +178,10 @@ def step(folder, tidy, config):
     import json
 
     parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
+    compare_step.add_arguments(parser)
     save_table(folder / "tidy.parquet", tidy)
     words = ["--tidy", str(folder / "tidy.parquet"), "--config", json.dumps(config)]
-    compare.run(parser.parse_args([*words, "--out", str(folder / "paper_vs_ours.md")]))
+    compare_step.run(parser.parse_args([*words, "--out", str(folder / "paper_vs_ours.md")]))
     return (folder / "paper_vs_ours.md").read_text(encoding="utf-8")
 
 

@@ -7,14 +7,15 @@ import torch
 from matplotlib.container import BarContainer
 from test_tables import METHODS, METRICS, curves_frame, run_step, tidy_frame
 
-from pipeline.attention_figures import Maps
-from pipeline.catalogue import FIGURES as CATALOGUE
-from pipeline.drawing import panels, plt, series
-from pipeline.files import save_table
-from pipeline.labels import STEP_PARTS
-from pipeline.steps import plot
-from pipeline.steps.tabulate import COLUMNS
-from pipeline.tensors import save_tensors
+from pipeline.report import figures as plot
+from pipeline.report.attention_maps import Maps
+from pipeline.report.contents import FIGURES as CATALOGUE
+from pipeline.report.metrics import STEP_PARTS
+from pipeline.report.style import panels, plt, save, series
+from pipeline.report.tidy import COLUMNS
+from pipeline.steps import plot as plot_step
+from pipeline.storage.files import save_table
+from pipeline.storage.tensors import save_tensors
 
 HEADS = [(3, 1), (5, 0), (5, 2)]
 TOKENS = 12
@@ -104,7 +105,7 @@ def plotted(folder, tidy=None):
     more = ["--maps", str(folder / "m_1.safetensors")]
     more += ["--spectra", str(folder / "m_1.spectrum.parquet")]
     tidy = everything() if tidy is None else tidy
-    return figures(run_step(plot, folder, tidy, curves_frame(), *more))
+    return figures(run_step(plot_step, folder, tidy, curves_frame(), *more))
 
 
 def test_every_figure_of_the_catalogue_and_the_same_bytes_twice(tmp_path):
@@ -333,7 +334,7 @@ def test_values_outside_their_interval_are_drawn():
 
 
 def test_files_have_no_date(tmp_path):
-    plot.save(drawn("figure6"), tmp_path, "figure6")
+    save(drawn("figure6"), tmp_path, "figure6")
     assert not re.search(rb"<dc:date>", (tmp_path / "figure6.svg").read_bytes())
     assert b"Software" not in (tmp_path / "figure6.png").read_bytes()
 

@@ -2,8 +2,8 @@
 
 import socket
 
-from pipeline import progress
-from pipeline.progress import Progress
+from pipeline.runtime import progress
+from pipeline.runtime.progress import Progress
 
 
 def test_a_log_tells_machine_share_speed_and_time_left(monkeypatch, capsys):

@@ -9,8 +9,8 @@ import pytest
 from helpers import browse
 from test_tables import curves_frame, tidy_frame
 
-from pipeline.page import Section, as_html
-from pipeline.steps import tables
+from pipeline.report import tables
+from pipeline.report.html import Section, as_html
 
 HOSTILE = "<b>bold</b> & </script><script>missing()</script>"
 ROWS = pd.DataFrame(

@@ -17,19 +17,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.ops import vector
-from pipeline.ops.decode_cpu import _array
-from pipeline.ops.products import product
+from pipeline.ops.cpu import sums as vector
+from pipeline.ops.cpu.maps import as_bits
+from pipeline.ops.cpu.products import product
 
 RUN = """
 import hashlib, torch
 from pipeline.eviction import bounded_attention
 from pipeline.kernels import get_kernel
-from pipeline.features import pack
-from pipeline.ops import decode_cpu
-from pipeline.synthesis import LowRankState
+from pipeline.ops.packed import pack
+from pipeline.ops.cpu import decode as decode_cpu
+from pipeline.ops.low_rank import LowRankState
 from pipeline.policies import get_policy
-from pipeline.slots import Slots
+from pipeline.ops.slots import Slots
 policy = get_policy("h2o", 46)
 seed = torch.Generator().manual_seed(0)
 q, k, v = (torch.randn(2, heads, 150, 64, generator=seed) for heads in (6, 2, 2))
@@ -107,7 +107,7 @@ def test_product_is_a_matrix_product_of_any_shape(
     x = torch.randn(20, size, generator=generator)
     w = torch.randn(size, width, generator=generator).to(dtype)
     out = torch.full((20, width), 7.0)
-    product(x.numpy(), _array(w), count, out.numpy())
+    product(x.numpy(), as_bits(w), count, out.numpy())
     torch.testing.assert_close(out[:count], x[:count] @ w.float(), atol=1e-4, rtol=1e-5)
     assert bool((out[count:] == 7).all())
 

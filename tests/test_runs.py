@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import recorder as recording
 from pipeline.__main__ import main
 from pipeline.errors import DataError, LessError
-from pipeline.recorder import Recorder
-from pipeline.runs import NAME, is_alive, last_run, one_line, read_runs, span, state
-from pipeline.steps import status
+from pipeline.runtime import recorder as recording
+from pipeline.runtime import status
+from pipeline.runtime.history import NAME, is_alive, last_run, one_line, read_runs, span, state
+from pipeline.runtime.recorder import Recorder
 
 ROOT = Path(__file__).parent.parent
 
@@ -139,7 +139,7 @@ def test_a_second_run_says_so_and_leaves_the_first_alone(recorder, path):
 KILLED = """
 import logging, sys, time
 from pathlib import Path
-from pipeline.recorder import Recorder
+from pipeline.runtime.recorder import Recorder
 recorder = Recorder(Path(sys.argv[1]))
 for content in ({"event": "workflow_started"}, {"event": "run_info", "stats": {"train": 2}},
                 {"event": "job_info", "jobid": 1, "rule_name": "train", "log": []}):

@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import statistics
 from pipeline.errors import DataError
-from pipeline.statistics import (
+from pipeline.report import statistics
+from pipeline.report import tidy as tabulate
+from pipeline.report.statistics import (
     estimate,
     estimate_share,
     mean,
@@ -15,7 +16,7 @@ from pipeline.statistics import (
     perplexity,
     resamples,
 )
-from pipeline.steps import tabulate
+from pipeline.steps import tabulate as tabulate_step
 
 # --- by hand ---------------------------------------------------------------------------------
 
@@ -261,7 +262,7 @@ def test_studies_are_cells_of_their_own():
 
 
 def test_tidy_table_of_files(tmp_path):
-    from pipeline.files import load_table, save_table
+    from pipeline.storage.files import load_table, save_table
 
     distances = pd.DataFrame(
         {"method": "less", "train_sparsity": 0.1, "budget": 4, "document": ["a", "b"] * 2,
@@ -276,11 +277,11 @@ def test_tidy_table_of_files(tmp_path):
     import argparse
 
     parser = argparse.ArgumentParser()
-    tabulate.add_arguments(parser)
+    tabulate_step.add_arguments(parser)
     out = tmp_path / "tidy.parquet"
     words = ["--experiment", "e", "--config-hash", "h", "--seed", "3", "--bootstrap", "100"]
     words += ["--labels", '{"model": ["m"], "task": ["t", "fidelity"], "policy": ["h2o"]}']
-    tabulate.run(parser.parse_args(["--cells", *paths, *words, "--out", str(out)]))
+    tabulate_step.run(parser.parse_args(["--cells", *paths, *words, "--out", str(out)]))
     tidy = load_table(out)
     assert tidy["commit"].nunique() == 1
     assert list(tidy.columns) == tabulate.COLUMNS
@@ -342,7 +343,7 @@ def test_a_cell_measured_twice_is_refused(cell):
 
 
 def test_the_commit_of_a_run(monkeypatch):
-    from pipeline import revision
+    from pipeline.runtime import code as revision
 
     for commit, changed, short in (("a" * 40, False, "a" * 12), ("b" * 40, True, "b" * 12 + "+"),
                                    (None, None, "unknown")):  # fmt: skip

@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from pipeline.__main__ import main
-from pipeline.config import complete
-from pipeline.data import Pair
+from pipeline.decoding.generate import Generated, _SampleBySeed
 from pipeline.errors import ConfigError, DataError
-from pipeline.generation import Generated, _SampleBySeed
-from pipeline.grid import task_cells
-from pipeline.journal import Journal
-from pipeline.methods import METHODS
-from pipeline.models import materialise
+from pipeline.experiment.config import complete
+from pipeline.experiment.grid import task_cells
+from pipeline.experiment.methods import METHODS
+from pipeline.report.examples import as_html, as_markdown, sections
+from pipeline.runtime.journal import Journal
 from pipeline.steps import summaries as step
-from pipeline.steps.examples import as_html, as_markdown, sections
-from pipeline.summaries import ROUGE, choose_samples, get_template, rouge, templates
+from pipeline.text.documents import Pair
+from pipeline.text.prompts import choose_samples, get_template, templates
+from pipeline.text.rouge import ROUGE, rouge
+from pipeline.transformer.weights import materialise
 
 RANDOM = {
     "random": {
@@ -281,8 +282,8 @@ def test_from_cells_to_table_and_examples(folder):
 
 def test_intervals_pair_documents():
     """A method that beats another by the same on every document has no spread in difference."""
-    from pipeline.statistics import resamples
-    from pipeline.steps.tabulate import summary_rows
+    from pipeline.report.statistics import resamples
+    from pipeline.report.tidy import summary_rows
 
     scores = np.array([10.0, 50.0, 90.0])
     rows = [

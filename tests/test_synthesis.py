@@ -4,19 +4,12 @@ from helpers import cases, dense_synthesis, randn, strong_kernel, visible
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.eviction import NEVER, bounded_attention, evicted_at
+from pipeline.eviction import bounded_attention, evicted_at
 from pipeline.kernels import get_kernel
-from pipeline.ops import reference
-from pipeline.synthesis import (
-    EvictedOrder,
-    LowRankState,
-    correct,
-    linear_attention,
-    low_rank_part,
-    merge,
-    sparse_part,
-    synthesize,
-)
+from pipeline.ops.low_rank import LowRankState, linear_attention, merge
+from pipeline.ops.reference import sequence as reference
+from pipeline.ops.times import NEVER, EvictedOrder
+from pipeline.synthesis import correct, low_rank_part, sparse_part, synthesize
 
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-4}
 

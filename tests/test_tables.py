@@ -3,13 +3,14 @@ import argparse
 import pandas as pd
 import pytest
 
-from pipeline import views
-from pipeline.catalogue import TABLES as CATALOGUE
 from pipeline.errors import DataError
-from pipeline.files import load_table, save_table
-from pipeline.labels import STEP_PARTS
-from pipeline.steps import tables
-from pipeline.steps.tabulate import COLUMNS
+from pipeline.report import rows as views
+from pipeline.report import tables
+from pipeline.report.contents import TABLES as CATALOGUE
+from pipeline.report.metrics import STEP_PARTS
+from pipeline.report.tidy import COLUMNS
+from pipeline.steps import tables as tables_step
+from pipeline.storage.files import load_table, save_table
 
 METHODS = [("baseline", None), ("baseline_plus", None), ("less", 0.05), ("less", 0.1)]
 SPARSITIES = [0.1, 0.02, 0.05]
@@ -334,7 +335,7 @@ def test_table7_has_a_column_a_policy():
 def test_every_table_of_the_catalogue_in_every_format(tmp_path):
     assert list(tables.TABLES) == list(CATALOGUE)
     tidy = tidy_frame()
-    out = run_step(tables, tmp_path, tidy, curves_frame())
+    out = run_step(tables_step, tmp_path, tidy, curves_frame())
     for name in CATALOGUE:
         for suffix in ("md", "csv", "tex", "html"):
             assert (out / "tables" / f"{name}.{suffix}").stat().st_size > 20
@@ -357,7 +358,7 @@ def test_every_table_of_the_catalogue_in_every_format(tmp_path):
 def test_what_was_not_measured_says_so_in_one_line(tmp_path, methods, fidelity, trained):
     tidy = tidy_frame(methods=methods, fidelity=fidelity)
     tidy = tidy[~tidy["metric"].isin(METRICS[2:])]
-    out = run_step(tables, tmp_path, tidy, curves_frame() if trained else None)
+    out = run_step(tables_step, tmp_path, tidy, curves_frame() if trained else None)
     expected = {f"table{number}" for number in (4, 5, 6, 8)}
     expected |= {"recovered_gap", "paired_difference", "scores", "policy_scores"}
     expected |= {"operators", "conditions"}
@@ -385,5 +386,5 @@ def test_rows_of_two_runs_are_refused(tmp_path, column):
     tidy = tidy_frame()
     tidy.loc[tidy.index[-1], column] = "other"
     with pytest.raises(DataError, match=r"tidy\.parquet mixes runs .*other.* run `tabulate` again"):
-        run_step(tables, tmp_path, tidy, curves_frame())
+        run_step(tables_step, tmp_path, tidy, curves_frame())
     assert not (tmp_path / "out").exists()

@@ -5,13 +5,14 @@ import torch
 from helpers import dense_synthesis, randn
 from torch.nn import functional as F
 
-from pipeline import training
 from pipeline.errors import DataError
 from pipeline.eviction import evicted_at
-from pipeline.files import save_json
 from pipeline.kernels import get_kernel
 from pipeline.policies import get_policy
-from pipeline.training import Recipe, evaluate, loss_of, prepare, split, train_layer
+from pipeline.storage.files import save_json
+from pipeline.training import loop as training
+from pipeline.training.loop import Recipe, evaluate, loss_of, split, train_layer
+from pipeline.training.prepare import prepare
 
 HEADS, GROUPS, SIZE, LENGTH, COUNT, BUDGET = 4, 2, 8, 24, 8, 4
 RECIPE = Recipe(epochs=5, batch_size=2, learning_rate=3e-3, halve_every=2, validation=0.25)

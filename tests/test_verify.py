@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.files import load_json, save_json
+from pipeline.storage.files import load_json, save_json
 
 ROOT = Path(__file__).parent.parent
 COMMITTED = sorted(path.parent for path in ROOT.glob("results/*/provenance.json"))
@@ -101,7 +101,7 @@ def test_a_table_recorded_anew_must_still_follow(results, capsys):
     """Whoever changes a number and its hash is found by the tidy table."""
     another_number(results)
     record = load_json(results / "provenance.json")
-    from pipeline.files import sha256
+    from pipeline.storage.files import sha256
 
     name = "tables/perplexity.md"
     record["results"][name] = sha256(results / name)

@@ -33,9 +33,9 @@ from checkouts import (
 )
 from helpers import browse, randn
 
-from pipeline.catalogue import COMPARISON, FIGURES, PROVENANCE, TABLES, TEXTS
-from pipeline.layout import layer_file
-from pipeline.tensors import save_tensors
+from pipeline.report.contents import COMPARISON, FIGURES, PROVENANCE, TABLES, TEXTS
+from pipeline.storage.features import layer_file
+from pipeline.storage.tensors import save_tensors
 
 EXPERIMENTS = sorted(path.name for path in (ROOT / "experiments").glob("*.yaml"))
 

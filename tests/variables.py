@@ -11,5 +11,5 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-loops = Path(__file__).parent.parent / "pipeline" / "ops" / "__pycache__"
+loops = Path(__file__).parent.parent / "pipeline" / "ops" / "cpu" / "__pycache__"
 os.environ.setdefault("NUMBA_CACHE_DIR", str(loops))

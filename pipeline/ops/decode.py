@@ -35,14 +35,15 @@ class Decoded(NamedTuple):
 def decode_backend(device: torch.device) -> ModuleType:
     """The module whose ``decode`` and ``correct`` serve a bounded cache on ``device``."""
     if device.type == "cpu":
-        from pipeline.ops import decode_cpu
+        from .cpu import decode as decode_cpu
 
         return decode_cpu
     if device.type == "cuda":
-        from pipeline.ops.gpu import decoding, opaque
+        from .gpu import compiled as opaque
+        from .gpu import decode as decoding
 
         return opaque if torch.compiler.is_compiling() else decoding
-    from pipeline.ops import decode_reference
+    from .reference import decode as decode_reference
 
     return decode_reference
 

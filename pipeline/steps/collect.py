@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.checkpoint import join_kernels
-from pipeline.files import load_table, save_table
+from ..storage.files import load_table, save_table
+from ..training.checkpoint import join_kernels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

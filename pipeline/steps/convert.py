@@ -23,6 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # the GGUF reader's bar has no other switch
-    from pipeline.models import materialise  # slow to import, and `less --help` need not wait
+    from ..transformer.weights import materialise  # slow to import, and `less --help` need not wait
 
     materialise(args.weights, args.out, args.package_file)

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import torch
 
-from pipeline.attention import attention_layers, output_projection, record
-from pipeline.errors import ConfigError
-from pipeline.files import sha256, whole_folder
-from pipeline.layout import layer_file
-from pipeline.models import load_model, model_shape
-from pipeline.progress import Progress
-from pipeline.space import require_space
-from pipeline.tensors import create_tensors, load_tensors, tensor_bytes
+from ..errors import ConfigError
+from ..runtime.progress import Progress
+from ..storage.disk import require_space
+from ..storage.features import layer_file
+from ..storage.files import sha256, whole_folder
+from ..storage.tensors import create_tensors, load_tensors, tensor_bytes
+from ..transformer.features import _Enough
+from ..transformer.interface import attention_layers, output_projection, record
+from ..transformer.shape import model_shape
+from ..transformer.weights import load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,10 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, nargs=2, required=True, metavar=("START", "STOP"))
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="folder of layer files")
-
-
-class _Enough(Exception):
-    """The last layer of the job was received; the model need not run further."""
 
 
 @torch.inference_mode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.packages import fetch, packages
+from ..download.packages import fetch, packages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,18 +13,18 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pipeline.attention import record
-from pipeline.errors import ConfigError
-from pipeline.eviction import evicted_at, evictions_seen
-from pipeline.fidelity import hellinger
-from pipeline.files import save_table
-from pipeline.models import load_model
-from pipeline.policies import get_policy
-from pipeline.progress import Progress
-from pipeline.steps.evaluate import add_cell_arguments, variants
-from pipeline.tensors import load_tensors
-
-STRIDE = 4  # neighbouring rows are alike; all of them would take four times as long
+from ..errors import ConfigError
+from ..eviction import evicted_at
+from ..measure.fidelity import STRIDE, hellinger
+from ..measure.variants import variants
+from ..ops.times import evictions_seen
+from ..policies import get_policy
+from ..runtime.progress import Progress
+from ..storage.files import save_table
+from ..storage.tensors import load_tensors
+from ..transformer.interface import record
+from ..transformer.weights import load_model
+from .evaluate import add_cell_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,13 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the text, then the bytes of this cache and of the full one."""
-    from pipeline.attention import enable  # slow to import, and `less --help` need not wait
-    from pipeline.cache import LessCache
-    from pipeline.errors import ConfigError
-    from pipeline.generation import Decoding, generate
-    from pipeline.models import load_model, load_tokenizer
-    from pipeline.policies import get_policy
-    from pipeline.trained import kernels_for
+    from ..cache import LessCache
+    from ..decoding.generate import Decoding, generate
+    from ..errors import ConfigError
+    from ..policies import get_policy
+    from ..training.checkpoint import kernels_for
+    from ..transformer.interface import enable  # slow to import, and `less --help` need not wait
+    from ..transformer.weights import load_model, load_tokenizer
 
     if args.policy is None and (args.kernels or args.prefill_chunk):
         raise ConfigError("--kernels and --prefill-chunk need a --policy.")

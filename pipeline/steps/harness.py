@@ -7,27 +7,16 @@ import json
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from pipeline.data import Row, load_rows
-from pipeline.errors import ConfigError, DataError
-from pipeline.files import save_table
-from pipeline.harness import (
-    ROLLING,
-    Document,
-    TeacherForced,
-    documents,
-    first_words,
-    load_task,
-    mean_metrics,
-    measure,
-)
-from pipeline.journal import Journal, identity
-from pipeline.models import load_model, load_tokenizer
-from pipeline.progress import Progress
-from pipeline.steps.evaluate import add_cell_arguments, attached, compared
+from ..measure.harness import Document, TeacherForced, measure, prepare
+from ..measure.variants import attached, compared
+from ..runtime.journal import Journal, identity
+from ..runtime.progress import Progress
+from ..storage.files import save_table
+from ..transformer.weights import load_model, load_tokenizer
+from .evaluate import add_cell_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,42 +38,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True)
 
 
-def rows_of(spec: dict[str, Any] | None, file: Path | None) -> list[Row] | None:
-    """The rows of a data set, if one is given."""
-    return None if spec is None else load_rows(spec, file)
-
-
-def cut(rows: list[Row] | None, field: str, count: int) -> list[Row]:
-    """Rows with the text in ``field`` cut to ``count`` words.
-
-    Raises:
-        ConfigError: no rows were given, so there is nothing to cut.
-        DataError: rows without such a text.
-    """
-    if rows is None:
-        raise ConfigError("--max-words cuts the texts of a --dataset; give one.")
-    for row in rows:
-        if not isinstance(row.get(field), str):
-            raise DataError(f"there is no text to cut in '{field}'; fields: {', '.join(row)}.")
-    return [row | {field: first_words(row[field], count)} for row in rows]
-
-
-def prepare(args: argparse.Namespace) -> tuple[Any, list[Document]]:
-    """The task and its documents."""
-    rows = rows_of(args.dataset, args.dataset_file)
-    if args.max_words is not None:
-        rows = cut(rows, (args.dataset or {}).get("field", "text"), args.max_words)
-    pool = rows_of(args.shots_from, args.shots_file)
-    task = load_task(args.task, args.shots, rows, pool)
-    if args.max_words is not None and task.OUTPUT_TYPE != ROLLING:
-        raise ConfigError(f"--max-words is for tasks of whole texts; '{args.task}' is none.")
-    if task.OUTPUT_TYPE != ROLLING:
-        mean_metrics(task)  # refuses a task that has nothing to write before it is run
-    elif "word_perplexity" not in task.aggregation():
-        raise ConfigError(f"the task '{args.task}' has no word_perplexity in its metric_list.")
-    return task, documents(task, args.limit)
-
-
 def cell_identity(args: argparse.Namespace, found: list[Document]) -> str:
     """Hash of all that a row depends on."""
     names = (
@@ -104,7 +57,7 @@ def cell_identity(args: argparse.Namespace, found: list[Document]) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write one row a method, train sparsity and document; see :func:`pipeline.harness.measure`."""
+    """Write one row a method, train sparsity and document."""
     task, found = prepare(args)
     model = load_model(args.model, args.dtype, args.device)
     cells = compared(args, model)

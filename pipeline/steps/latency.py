@@ -9,51 +9,21 @@ anything takes.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
-import importlib.metadata
 import json
-import os
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
 
-from pipeline.attention import enable
-from pipeline.cache import LessCache
-from pipeline.engine import SHORT, Engine, FullCache
-from pipeline.errors import ConfigError
-from pipeline.files import save_table
-from pipeline.labels import label_of, policy_title
-from pipeline.latency import FORMS, Contender, Setting
-from pipeline.methods import FULL, METHODS
-from pipeline.models import load_model
-from pipeline.operators import (
-    Kernels,
-    Operator,
-    bounded_attention,
-    copy_bandwidth,
-    feature_maps,
-    full_attention,
-    products,
-    step_parts,
-    timed,
-    untrained_kernels,
-)
-from pipeline.policies import Policy, get_policy
-from pipeline.progress import Progress
-from pipeline.steps.provenance import hardware
-
-VERSIONS = ("torch", "triton", "transformers", "numba")
-NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-"""How torch's message begins or ends where an allocation failed."""
+from ..errors import ConfigError
+from ..experiment.latency import FORMS, Contender, Setting
+from ..experiment.methods import FULL, METHODS
+from ..measure.latency import Bench, conditions, is_of, operator_rows, parts_of, repetitions
+from ..measure.operators import copy_bandwidth, untrained_kernels
+from ..storage.files import save_table
+from ..transformer.interface import enable
+from ..transformer.weights import load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,236 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="one row a repetition")
     parser.add_argument("--operators", type=Path, required=True, help="one row an operator")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all contenders share."""
-
-    model: PreTrainedModel
-    setting: Setting
-    prompt: torch.Tensor
-    kernels: Mapping[str, Callable[[], Kernels]]
-
-    @property
-    def device(self) -> torch.device:
-        """Where everything runs."""
-        return self.model.device
-
-    def policy(self, contender: Contender) -> Policy:
-        """The policy of a contender that has one."""
-        assert contender.policy is not None
-        assert contender.budget is not None
-        return get_policy(contender.policy, contender.budget)
-
-    def kernels_of(self, contender: Contender) -> Kernels | None:
-        """Kernels of all layers, or None; made anew, so that no one else's memory holds them."""
-        make = self.kernels.get(contender.method)
-        return None if make is None else make()
-
-    def cache(self, contender: Contender) -> FullCache | LessCache:
-        """A fresh cache."""
-        if contender.method == FULL:
-            room = self.setting.prompt + self.setting.new_tokens
-            return FullCache(self.model.config, room, self.device)
-        return LessCache(self.model.config, self.policy(contender), self.kernels_of(contender))
-
-
-def by_engine(bench: Bench, contender: Contender) -> dict[str, float]:
-    """Seconds of a whole continuation by the decode loop, and of a step."""
-    new = bench.setting.new_tokens
-    engine = Engine(bench.model, bench.cache(contender), bench.setting.batch)
-    engine.warm_up(bench.prompt, new)
-    engine.generate(bench.prompt, new)
-    read, steps = engine.seconds
-    return {"seconds": read + steps, "step_seconds": steps / (new - 1)}
-
-
-def by_generate(bench: Bench, contender: Contender) -> dict[str, float]:
-    """Seconds of a whole continuation by the library's `generate`, its own full cache if any."""
-
-    def run(prompt: torch.Tensor, new_tokens: int) -> float:
-        cache = None if contender.method == FULL else bench.cache(contender)
-        wait(bench.device)
-        started = time.perf_counter()
-        bench.model.generate(  # type: ignore[operator]
-            prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache,
-            max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0,
-        )  # fmt: skip
-        wait(bench.device)
-        return time.perf_counter() - started
-
-    run(bench.prompt if bench.device.type == "cuda" else bench.prompt[:, :SHORT], 2)
-    return {"seconds": run(bench.prompt, bench.setting.new_tokens)}
-
-
-RUNS: dict[str, Callable[[Bench, Contender], dict[str, float]]] = dict(
-    zip(FORMS, (by_engine, by_generate), strict=True)
-)
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has nothing left to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def release(device: torch.device) -> None:
-    """Give back what is not held any more, so that the next peak is its own."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    elif os.name == "posix" and Path("/proc/self/clear_refs").exists():
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
-
-
-def peak_bytes(device: torch.device) -> float:
-    """The most memory held since :func:`release`: of torch on a GPU, else of the process."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-
-
-def within_memory(run: Callable[[], Any], device: torch.device) -> Any:
-    """What ``run`` gives, or None where memory did not suffice; any other error is one."""
-    release(device)
-    try:
-        return run()
-    except (MemoryError, torch.OutOfMemoryError):
-        return None
-    except RuntimeError as error:
-        if not any(words in str(error) for words in NO_MEMORY):
-            raise
-        return None
-
-
-def repetitions(
-    bench: Bench, contenders: Sequence[Contender], forms: Sequence[str], count: int
-) -> Iterator[dict[str, Any]]:
-    """Rows of every repetition, contenders in turns; who has run out of memory is left out."""
-    progress = Progress("latency", count * len(forms) * len(contenders))
-    failed = set()
-    for repetition in range(count):
-        for form in forms:
-            for contender in contenders:
-                if (form, contender) in failed:
-                    continue
-                run = RUNS[form]
-                found = within_memory(lambda: run(bench, contender), bench.device)  # noqa: B023
-                row = asdict(contender) | {
-                    "train_sparsity": contender.train_sparsity,
-                    "form": form,
-                    "repetition": repetition,
-                    "peak_bytes": None if found is None else peak_bytes(bench.device),
-                }
-                if found is None:
-                    failed.add((form, contender))
-                yield row | (found or {"seconds": None})
-                progress.step(f"{name_of(contender)}, {form}")
-
-
-def name_of(contender: Contender) -> str:
-    """For people."""
-    label = label_of(contender.method, contender.train_sparsity)
-    if contender.policy is None or contender.sparsity is None:
-        return label
-    return f"{label}, {policy_title(contender.policy)} {100 * contender.sparsity:g} %"
-
-
-def parts_of(bench: Bench, contender: Contender) -> dict[str, float]:
-    """Seconds of a step by part; empty for the full cache, which is nothing but decoding."""
-    if contender.method == FULL:
-        return {}
-    context = bench.setting.prompt + bench.setting.new_tokens
-    model, batch, policy = bench.model, bench.setting.batch, bench.policy(contender)
-    found = within_memory(
-        lambda: step_parts(model, policy, bench.kernels_of(contender), batch, context),
-        bench.device,
-    )
-    return {f"part.{part}": seconds for part, seconds in (found or {}).items()}
-
-
-def operator_rows(
-    bench: Bench, contenders: Sequence[Contender], steps: dict[Contender, float]
-) -> Iterator[dict[str, Any]]:
-    """Each operator's bytes, operations and time; then whole decode steps and their floor."""
-    model, batch = bench.model, bench.setting.batch
-    context = bench.setting.prompt + bench.setting.new_tokens
-
-    def attention(contender: Contender) -> Operator:
-        if contender.method == FULL:
-            return full_attention(model, batch, context)
-        name, policy = f"attention, {name_of(contender)}", bench.policy(contender)
-        return bounded_attention(name, model, policy, bench.kernels_of(contender), batch, context)
-
-    makers: dict[Any, Callable[[], Operator]] = {"products": partial(products, model, batch)}
-    makers |= {contender: partial(attention, contender) for contender in contenders}
-
-    def maps(method: str) -> Operator:
-        own = bench.kernels[method]()
-        return feature_maps(f"feature maps, {METHODS[method].title}", model, own, batch)
-
-    makers |= {method: partial(maps, method) for method in bench.kernels}
-    moved, operations = {}, {}
-    for key, make in makers.items():
-
-        def run(make: Callable[[], Operator] = make) -> dict[str, Any]:
-            operator = make()
-            seconds = timed({"": operator.run}, bench.device)[""]
-            return {
-                "operator": operator.name, "bytes": operator.moved,
-                "operations": operator.operations, "seconds": seconds,
-            }  # fmt: skip
-
-        row = within_memory(run, bench.device)
-        if row is not None:
-            moved[key], operations[key] = row["bytes"], row["operations"]
-            yield row
-    for contender, seconds in steps.items():
-        if contender in moved and "products" in moved:
-            yield {
-                "operator": f"decode step, {name_of(contender)}",
-                "bytes": moved["products"] + moved[contender],
-                "operations": operations["products"] + operations[contender],
-                "seconds": seconds,
-            }
-
-
-def conditions(device: torch.device) -> dict[str, Any]:
-    """What the times were measured on and under."""
-    found = hardware()
-    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
-    gpu = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if gpu else found["processor"],
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),
-        "clocks": gpu_clocks(device) if gpu else cpu_clock(),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-    }
-
-
-def gpu_clocks(device: torch.device) -> str:
-    """Clocks as they are, the highest there can be, and the driver."""
-    fields = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,driver_version"
-    index = device.index or 0
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", f"--id={index}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    sm, memory, most_sm, most_memory, driver = (x.strip() for x in done.stdout.split(","))
-    return f"cores {sm} of {most_sm}, memory {memory} of {most_memory}; driver {driver}"
-
-
-def cpu_clock() -> str:
-    """The processor's clock as it is."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    found = [line.split(":")[1].strip() for line in lines if line.startswith("cpu MHz")]
-    return f"{float(found[0]):.0f} MHz" if found else "unknown"
 
 
 @torch.no_grad()
@@ -336,12 +76,3 @@ def run(args: argparse.Namespace) -> None:
     common = {**args.label, **before, "copy_bytes_per_second": bandwidth}
     save_table(args.operators, found.assign(**common, repetitions=args.repetitions))
     save_table(args.out, table.assign(**args.label))
-
-
-def is_of(table: pd.DataFrame, contender: Contender) -> pd.Series:
-    """Which rows are a contender's."""
-    same = table["method"] == contender.method
-    for key in ("policy", "sparsity"):
-        value = getattr(contender, key)
-        same &= table[key].isna() if value is None else table[key] == value
-    return same

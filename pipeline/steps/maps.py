@@ -8,32 +8,19 @@ from __future__ import annotations
 import argparse
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from torch.nn import functional as F
 
-from pipeline.attention import record
-from pipeline.errors import ConfigError
-from pipeline.eviction import evicted_at
-from pipeline.fidelity import attention_rows, residual_spectrum
-from pipeline.files import save_table
-from pipeline.kernels import LessKernel
-from pipeline.models import load_model, model_shape
-from pipeline.policies import get_policy
-from pipeline.tensors import load_tensors, save_tensors
-from pipeline.trained import kernels_for
-
-PIXELS = 256
-"""Rows and columns of a map at most; longer windows are averaged in blocks."""
-
-
-class Shown(NamedTuple):
-    """A policy whose maps are drawn, and the kernels that correct it (none: the policy alone)."""
-
-    policy: str
-    kernels: list[LessKernel] | None
+from ..errors import ConfigError
+from ..measure.fidelity import residual_spectrum
+from ..measure.maps import Shown, maps_of
+from ..storage.files import save_table
+from ..storage.tensors import load_tensors, save_tensors
+from ..training.checkpoint import kernels_for
+from ..transformer.interface import record
+from ..transformer.shape import model_shape
+from ..transformer.weights import load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,33 +46,6 @@ def layer_and_head(text: str) -> tuple[int, int]:
     """``3:5`` to (3, 5)."""
     layer, _, head = text.partition(":")
     return int(layer), int(head)
-
-
-def pooled(rows: torch.Tensor) -> torch.Tensor:
-    """Attention rows (S, S) with at most :data:`PIXELS` queries and keys, averages of blocks."""
-    block = -(-rows.shape[0] // PIXELS)
-    return F.avg_pool2d(rows[None], block, ceil_mode=True)[0]
-
-
-def maps_of(
-    q: torch.Tensor, k: torch.Tensor, head: int, shown: Shown, layer: int, budget: int, scores: Any
-) -> dict[str, torch.Tensor]:
-    """Maps (T, T) of one head under one policy: true, the policy's, and with its kernels."""
-    times = evicted_at(q, k, get_policy(shown.policy, budget), scores)
-    queries = torch.arange(q.shape[2], device=q.device)
-    group, place = divmod(head, q.shape[1] // k.shape[1])
-    kernels = {shown.policy: None}
-    if shown.kernels is not None:
-        kernels[f"{shown.policy}+less"] = shown.kernels[layer]  # type: ignore[assignment]
-    found: dict[str, torch.Tensor] = {}
-    for kind, kernel in kernels.items():
-        parts = [
-            torch.stack([rows[0, group, place] for rows in pair])
-            for pair in attention_rows(q, k, times, queries, kernel)
-        ]
-        true, approximate = torch.cat(parts, 1)
-        found["full"], found[kind] = pooled(true), pooled(approximate)
-    return found
 
 
 @torch.inference_mode()

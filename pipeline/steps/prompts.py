@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline.data import load_pairs
-from pipeline.files import save_sealed
-from pipeline.summaries import choose_samples, get_template
+from ..storage.files import save_sealed
+from ..text.documents import load_pairs
+from ..text.prompts import choose_samples, get_template
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the stop text, the samples and the ids of documents that were skipped as too long."""
-    from pipeline.models import load_tokenizer
+    from ..transformer.weights import load_tokenizer
 
     tokenizer = load_tokenizer(args.model)
 

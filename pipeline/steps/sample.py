@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline.data import load_documents, sample_windows
-from pipeline.tensors import save_tensors
+from ..storage.tensors import save_tensors
+from ..text.documents import load_documents
+from ..text.windows import sample_windows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write ``tokens`` (N, length) and ``words`` (N,), int32; document ids are in the header."""
-    from pipeline.models import load_tokenizer
+    from ..transformer.weights import load_tokenizer
 
     documents = load_documents(args.dataset, args.dataset_file)
     windows = sample_windows(

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pipeline.attention import enable
-from pipeline.cache import LessCache
-from pipeline.files import load_sealed, save_table
-from pipeline.generation import Decoding, Generated, generate
-from pipeline.journal import Journal, identity
-from pipeline.kernels import Kernel
-from pipeline.models import load_model, load_tokenizer
-from pipeline.policies import get_policy
-from pipeline.progress import Progress
-from pipeline.steps.evaluate import add_cell_arguments, compared
-from pipeline.summaries import rouge
-
-Sample = Mapping[str, Any]
-"""One of the ``samples`` that `less prompts` wrote."""
+from ..cache import LessCache
+from ..decoding.generate import Decoding, Generated, generate
+from ..kernels import Kernel
+from ..measure.summaries import Sample, batches
+from ..measure.variants import compared
+from ..policies import get_policy
+from ..runtime.journal import Journal, identity
+from ..runtime.progress import Progress
+from ..storage.files import load_sealed, save_table
+from ..text.rouge import rouge
+from ..transformer.interface import enable
+from ..transformer.weights import load_model, load_tokenizer
+from .evaluate import add_cell_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,11 +56,6 @@ def cell_identity(args: argparse.Namespace) -> str:
         options={name: getattr(args, name) for name in names},
         sparsities=args.train_sparsities,
     )
-
-
-def batches(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
-    """Consecutive samples, ``size`` at a time; a restart keeps to the same batches."""
-    return [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
 def bounded_cache(model: Any, policy: str, budget: int, kernels: list[Kernel] | None) -> LessCache:

@@ -8,7 +8,6 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,40 +15,19 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pipeline.checkpoint import Heads, save_kernels
-from pipeline.errors import ConfigError, DataError
-from pipeline.files import save_table
-from pipeline.kernels import LessKernel, get_kernel
-from pipeline.layout import layer_file
-from pipeline.policies import get_policy
-from pipeline.progress import machine, rate
-from pipeline.sources import code_of
-from pipeline.tensors import checksum_of, open_tensors
-from pipeline.training import (
-    Epoch,
-    Fault,
-    Recipe,
-    evaluate,
-    make_sparse,
-    prepare,
-    split,
-    train_layer,
-)
-
-
-def _stop(kernel: LessKernel, why: str) -> None:
-    raise DataError(
-        f"{why}, and `train.on_harm` is `stop`: train it on more text or with a lower learning "
-        "rate, or choose `sparse`, which leaves the layer without a kernel."
-    )
-
-
-ON_HARM: dict[str, Callable[[LessKernel, str], None]] = {
-    "sparse": lambda kernel, why: make_sparse(kernel),
-    "keep": lambda kernel, why: None,
-    "stop": _stop,
-}
-"""What becomes of a kernel that is no better than none; it is at its best epoch."""
+from ..errors import ConfigError
+from ..kernels import LessKernel, get_kernel
+from ..policies import get_policy
+from ..runtime.code import code_of
+from ..runtime.machine import machine
+from ..runtime.progress import rate
+from ..storage.features import find_features, read_sequences
+from ..storage.files import save_table
+from ..storage.tensors import checksum_of, open_tensors
+from ..training.checkpoint import Heads, save_kernels
+from ..training.faults import ON_HARM, Fault
+from ..training.loop import Epoch, Recipe, evaluate, split, train_layer
+from ..training.prepare import prepare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,25 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", type=Path, required=True, help="folder for unfinished layers")
     parser.add_argument("--out", type=Path, required=True, help="kernels")
     parser.add_argument("--curves", type=Path, required=True, help="loss curves (parquet)")
-
-
-def find_features(folders: list[Path], layer: int) -> Path:
-    """The feature file of ``layer``.
-
-    Raises:
-        DataError: no folder holds it.
-    """
-    for folder in folders:
-        if layer_file(folder, layer).exists():
-            return layer_file(folder, layer)
-    raise DataError(f"no features of layer {layer} in {', '.join(map(str, folders))}.")
-
-
-def read_sequences(handle: Any, device: str) -> Iterator[tuple[torch.Tensor, ...]]:
-    """q (1, H, S, D), k, v (1, G, S, D), float32, one sequence after the other."""
-    slices = [handle.get_slice(name) for name in ("q", "k", "v")]
-    for row in range(slices[0].get_shape()[0]):
-        yield tuple(part[row : row + 1].float().to(device) for part in slices)
 
 
 def run(args: argparse.Namespace) -> None:

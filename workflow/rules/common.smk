@@ -13,19 +13,19 @@ from snakemake.logging import logger
 # Steps run as `python -m pipeline`; rules need the same package to plan.
 sys.path.insert(0, str(Path(workflow.basedir)))
 
-from pipeline import config as configuration
-from pipeline import grid, latency
-from pipeline.catalogue import COMPARISON, FIGURES, PROVENANCE, TABLES, TEXTS
+from pipeline.experiment import config as configuration
+from pipeline.experiment import grid, latency
+from pipeline.report.contents import COMPARISON, FIGURES, PROVENANCE, TABLES, TEXTS
 from pipeline.errors import LessError
-from pipeline.expectations import bundles_at_once, expectations
-from pipeline.files import sha256
-from pipeline.packages import package_of_source, packages
-from pipeline.recorder import Recorder
-from pipeline.runs import NAME
-from pipeline.seals import set_aside
-from pipeline.sources import ROOT as PACKAGE
-from pipeline.sources import code_of
-from pipeline.summaries import get_template
+from pipeline.experiment.cost import bundles_at_once, expectations
+from pipeline.storage.files import sha256
+from pipeline.download.packages import package_of_source, packages
+from pipeline.runtime.recorder import Recorder
+from pipeline.runtime.history import NAME
+from pipeline.storage.seals import set_aside
+from pipeline.runtime.code import ROOT as PACKAGE
+from pipeline.runtime.code import code_of
+from pipeline.text.prompts import get_template
 
 try:
     CONFIG = configuration.complete(config)

@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pipeline.ops.gpu.tiles import INTERPRETED, padded, tuned
+from .tiles import INTERPRETED, padded, tuned
 
 CHUNK = 16 if INTERPRETED else 32
 """Positions whose mutual weights are formed at once."""
@@ -168,6 +168,6 @@ def sums(phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 def linear_attention(
     phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See :func:`pipeline.synthesis.linear_attention`."""
+    """See :func:`pipeline.ops.low_rank.linear_attention`."""
     out = sums(phi, psi, v)
     return out[..., :-1], out[..., -1]

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from pipeline.features import PackedKernel, PlainKernel
-from pipeline.ops.gpu.tiles import dot, padded, rows, tuned
+from ..packed import PackedKernel, PlainKernel
+from .tiles import dot, padded, rows, tuned
 
 CONFIGS = [
     triton.Config({"BLOCK": block}, num_warps=warps, num_stages=stages)
@@ -34,7 +34,7 @@ def _features_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Programs (heads + groups, tokens / TP): the heads of q (B, H, T, D), then those of k.
 
-    ``count`` B T tokens a head. Weights as :class:`~pipeline.features.PackedKernel` holds them.
+    ``count`` B T tokens a head. Weights as :class:`~pipeline.ops.packed.PackedKernel` holds them.
     """
     head = tl.program_id(0).to(tl.int64)
     token = tl.program_id(1) * TP + tl.arange(0, TP)

@@ -1,0 +1,1 @@
+"""Decoding loops over bounded and full caches, and what they hold."""

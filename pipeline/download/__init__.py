@@ -1,0 +1,1 @@
+"""What comes from package registries and the hub."""

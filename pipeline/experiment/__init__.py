@@ -1,0 +1,1 @@
+"""An experiment: its configuration, its grid, its files and commands."""

@@ -1,0 +1,284 @@
+"""What a decode step is made of: operators timed side by side, and the parts of a step.
+
+Bytes are those that must move at the least, inputs read once and outputs written once; over the
+bandwidth of copying, measured in the same run, they give the least time, the floor.
+
+The parts of a step (the paper's Table 8) are differences between whole stacks of layers, each with
+one thing left out (:data:`ABLATIONS`), so that no part has to be cut out of a fused launch.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from ..cache import LessCache, LessLayer
+from ..decoding.full_cache import FullCache
+from ..kernels import get_kernel
+from ..ops.cpu import maps as cpu_maps
+from ..ops.packed import PackedKernel, PlainKernel, pack
+from ..policies import Policy
+from ..transformer.shape import model_shape
+from .timing import interleaved
+
+Step = Callable[[], object]
+Kernels = Sequence[PackedKernel | PlainKernel]
+
+TINY = 1
+"""Width R' of kernels whose maps cost next to nothing."""
+COPIED = {"cpu": 2**27, "cuda": 2**30}
+"""Bytes of the tensor whose copying measures bandwidth; far more than any processor's cache."""
+ROUNDS = 15
+
+
+@dataclass(frozen=True)
+class Operator:
+    """Something to time: what it runs, bytes it must move, operations of its formula."""
+
+    name: str
+    run: Step
+    moved: int
+    operations: int
+
+
+def untrained_kernels(name: str, model: PreTrainedModel, **sizes: int) -> Kernels:
+    """Packed kernels of every layer; how long they take does not depend on what they learned.
+
+    Scalars are one, so that what is remembered has weight.
+    """
+    shape = model_shape(model.config)
+    found = []
+    for seed in range(shape.num_layers):
+        kernel = get_kernel(
+            name, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim, seed=seed, compute_dtype=model.dtype, **sizes,
+        )  # fmt: skip
+        for scalar in ("s1", "s2"):
+            if hasattr(kernel, scalar):
+                torch.nn.init.ones_(getattr(kernel, scalar))
+        found.append(pack(kernel.eval().requires_grad_(False).to(model.device)))
+    return found
+
+
+def random_token(model: PreTrainedModel, batch: int) -> tuple[torch.Tensor, ...]:
+    """q (B, H, 1, D) and k, v (B, G, 1, D) of the model's type."""
+    shape = model_shape(model.config)
+    heads = (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
+    return tuple(
+        torch.randn(batch, count, 1, shape.head_dim, device=model.device).to(model.dtype)
+        for count in heads
+    )
+
+
+def filled(cache: LessCache, batch: int, context: int, like: torch.Tensor) -> LessCache:
+    """A bounded cache as it is after ``context`` tokens, of random pairs, for keys ``like``."""
+    for layer in cache.layers:
+        assert isinstance(layer, LessLayer)
+        layer.seen = context
+        layer.lazy_initialization(like, like)
+        slots, budget = layer.slots, layer.policy.budget
+        slots.keys.normal_()
+        slots.values.normal_()
+        slots.positions[..., :budget] = torch.arange(
+            context - budget, context, dtype=torch.int32, device=like.device
+        )  # fmt: skip
+        slots.scores.uniform_()
+        slots.free.fill_(budget)
+    return cache
+
+
+def attention_step(cache: Cache, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Step:
+    """The attention of every layer, one after the other, over what ``cache`` holds."""
+
+    def run() -> None:
+        for index, layer in enumerate(cache.layers):
+            layer.attend(q, *cache.update(k, v, index), None)  # type: ignore[union-attr]
+
+    return run
+
+
+def pinned_step(cache: LessCache, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Step:
+    """As :func:`attention_step`, every time as the first: its token's position does not move on."""
+    starts = [
+        (layer.slots.positions.clone(), layer.slots.free.clone())  # type: ignore[union-attr]
+        for layer in cache.layers
+    ]
+
+    def run() -> None:
+        for layer, (positions, free) in zip(cache.layers, starts, strict=True):
+            assert isinstance(layer, LessLayer)
+            layer.slots.positions.copy_(positions)
+            layer.slots.free.copy_(free)
+            layer.read_tokens(q, k, v)
+
+    return run
+
+
+def ready(step: Step, device: torch.device) -> Step:
+    """The step after a warm-up; on a GPU as one CUDA graph, as in a decode loop."""
+    for _ in range(3):
+        step()
+    if device.type != "cuda":
+        return step
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize(device)
+
+    return replay
+
+
+@torch.no_grad()
+def timed(
+    steps: Mapping[str, Step], device: torch.device, rounds: int = ROUNDS
+) -> dict[str, float]:
+    """Median seconds of each step over rounds in which they take turns."""
+    prepared = {name: ready(step, device) for name, step in steps.items()}
+    seconds = interleaved(prepared, rounds)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second of copying, read and written both counted."""
+    source = torch.ones(COPIED[device.type], dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    return 2 * source.nbytes / timed({"copy": lambda: target.copy_(source)}, device)["copy"]
+
+
+# --- operators and the floor ------------------------------------------------------------------
+
+
+class Skipped(CacheLayerMixin):
+    """Attention left out: a layer passes its queries on."""
+
+    is_croppable = False
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing is held."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mark the keys for the model's attention to find."""
+        key_states.less_layer = self  # type: ignore[attr-defined]
+        return key_states, value_states
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The queries."""
+        return q
+
+    def get_seq_length(self) -> int:
+        """As if something had been read."""
+        return 1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As if something had been read."""
+        return 1 + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+
+def products(model: PreTrainedModel, batch: int) -> Operator:
+    """A decode step of the model without its attention: every weight is read."""
+    count = model.config.num_hidden_layers
+    cache = Cache(layers=[Skipped() for _ in range(count)])
+    ids = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
+    embeddings = model.get_input_embeddings().weight  # one row a token is read, unless tied
+    tied = model.get_output_embeddings().weight is embeddings
+    weights = [p for p in model.parameters() if tied or p is not embeddings]
+    return Operator(
+        "model without attention",
+        lambda: model(ids, past_key_values=cache, position_ids=ids[:1]),
+        sum(p.nbytes for p in weights),
+        2 * batch * sum(p.numel() for p in weights),
+    )
+
+
+def full_attention(model: PreTrainedModel, batch: int, context: int) -> Operator:
+    """Attention of all layers over a full cache of ``context`` tokens, one pair written."""
+    shape, (q, k, v) = model_shape(model.config), random_token(model, batch)
+    cache = FullCache(model.config, context, model.device)
+    for layer in cache.layers:
+        layer.lazy_initialization(k, v)  # type: ignore[union-attr]
+        layer.keys.normal_()  # type: ignore[union-attr]
+        layer.values.normal_()  # type: ignore[union-attr]
+    cache.plan(context)
+
+    def run() -> None:  # the newest token is written over and over
+        cache.layers[0].seen = context - 1  # type: ignore[union-attr]
+        cache.position.fill_(context - 2)
+        step()
+
+    step = attention_step(cache, q, k, v)
+    pairs = 2 * shape.num_layers * k.numel() * context
+    return Operator(
+        "attention, full cache", run, pairs * model.dtype.itemsize,
+        4 * shape.num_layers * q.numel() * context,
+    )  # fmt: skip
+
+
+def bounded_attention(
+    name: str, model: PreTrainedModel, policy: Policy, kernels: Kernels | None, batch: int,
+    context: int,
+) -> Operator:  # fmt: skip
+    """Attention of all layers over a bounded cache, scores and eviction and state with it."""
+    q, k, v = random_token(model, batch)
+    cache = filled(LessCache(model.config, policy, kernels), batch, context, k)
+    held, shape = cache.memory(), model_shape(model.config)
+    places, layers = policy.budget + 1, shape.num_layers
+    # Slots are read; scores and the state are read and written; psi is kept, one row written.
+    moved = held["slots"] + 2 * (held["scores"] + held["state"])
+    operations = 4 * layers * q.numel() * places
+    if kernels is not None:
+        moved += kernel_bytes(kernels)
+        operations += map_operations(kernels, batch)
+        operations += 4 * layers * q.numel() * kernels[0].kernel_size
+    return Operator(name, attention_step(cache, q, k, v), moved, operations)
+
+
+def feature_maps(name: str, model: PreTrainedModel, kernels: Kernels, batch: int) -> Operator:
+    """phi of every query and psi of every key of a step, all layers, by what a step runs."""
+    q, k, _ = random_token(model, batch)
+    rows = torch.cat([q, k], 1)[:, :, 0].transpose(0, 1).contiguous()
+
+    def run() -> None:
+        for kernel in kernels:
+            if q.device.type == "cuda":
+                from ..ops.gpu import maps
+
+                maps.features(kernel, q, k)
+            elif isinstance(kernel, PackedKernel):
+                cpu_maps.features(kernel, rows)
+            else:
+                kernel.phi(q), kernel.psi(k)
+
+    return Operator(name, run, kernel_bytes(kernels), map_operations(kernels, batch))
+
+
+def kernel_bytes(kernels: Kernels) -> int:
+    """Bytes of the weights of learned maps."""
+    learned = [kernel for kernel in kernels if isinstance(kernel, PackedKernel)]
+    return sum(w.nbytes for kernel in learned for w in (kernel.w1, kernel.w2, kernel.last))
+
+
+def map_operations(kernels: Kernels, batch: int) -> int:
+    """Operations of learned maps, one token a sequence."""
+    return sum(
+        2 * batch * (kernel.w1.numel() + kernel.w2.numel())
+        for kernel in kernels
+        if isinstance(kernel, PackedKernel)
+    )

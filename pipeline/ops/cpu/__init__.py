@@ -1,0 +1,1 @@
+"""Operators compiled with numba."""

@@ -1,0 +1,1 @@
+"""Operators written plainly: the truth that compiled forms are tested against."""

@@ -1,0 +1,1 @@
+"""What people look at: the tidy table, tables, figures, comparison, provenance."""

@@ -1,0 +1,104 @@
+"""The numbers printed in the paper, as rows of a tidy table, to stand beside our own.
+
+The source is ``pipeline/resources/paper.yaml``: Dong et al., "Get More with LESS", ICML 2024,
+arXiv:2402.09398.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from ..errors import unknown
+from ..experiment.methods import FULL
+from .metrics import METRICS
+
+PAPER = Path(__file__).parents[1] / "resources" / "paper.yaml"
+KEYS = ["model", "task", "policy", "sparsity", "method", "train_sparsity", "metric"]
+"""What names one number of a table; None where it does not apply, as in the tidy table."""
+COLUMNS = ["table", *KEYS, "value", "printed"]
+
+
+@cache
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(PAPER.read_text(encoding="utf-8"))
+    return content
+
+
+def models() -> dict[str, dict[str, Any]]:
+    """The paper's models by name: ``title``, and ``setup`` as of :func:`setup`."""
+    found: dict[str, dict[str, Any]] = _content()["models"]
+    return found
+
+
+def setup(model: str) -> dict[str, Any]:
+    """The settings behind a model's numbers, by key of a configuration.
+
+    Raises:
+        ConfigError: not a model of the paper.
+    """
+    if model not in models():
+        raise unknown("model of the paper", model, models())
+    found: dict[str, Any] = models()[model]["setup"] | _content()["setup"]
+    return found
+
+
+def documents(task: str) -> int | None:
+    """Documents that the paper measured a task on, or None where it does not say."""
+    found: int | None = _content()["documents"].get(task)
+    return found
+
+
+@cache
+def numbers() -> pd.DataFrame:
+    """Every number: table, :data:`KEYS`, value in the tidy table's unit, and it as printed.
+
+    The full cache's numbers have neither policy nor sparsity and stand once a table. ``value`` is
+    nan where the paper prints no number ("OOM"); what does not apply has no row.
+    """
+    rows = []
+    for table, blocks in _content()["tables"].items():
+        for block in blocks:
+            for name, values in block["rows"].items():
+                method, _, trained = name.partition("@")
+                for column, printed in zip(block["columns"], values, strict=True):
+                    if printed is None:
+                        continue
+                    key = block["where"] | column | {"method": method}
+                    key["train_sparsity"] = float(trained) if trained else None
+                    if method == FULL:
+                        key["policy"] = key["sparsity"] = None
+                    value = float("nan" if printed == "OOM" else printed)
+                    value /= METRICS[key["metric"]].scale
+                    rows.append(key | {"table": table, "value": value, "printed": str(printed)})
+    found = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    found[["sparsity", "train_sparsity"]] = found[["sparsity", "train_sparsity"]].astype(float)
+    return found.drop_duplicates(["table", *KEYS], ignore_index=True)
+
+
+def printed(
+    table: str,
+    model: str,
+    task: str | None,
+    policy: str | None,
+    sparsity: float | None,
+    method: str,
+    metric: str,
+    train_sparsity: float | None = None,
+) -> str | None:
+    """One number as printed, or None where the table does not have it."""
+    wanted = dict(
+        zip(
+            ["table", *KEYS],
+            (table, model, task, policy, sparsity, method, train_sparsity, metric),
+            strict=True,
+        )
+    )
+    found = numbers()
+    for key, value in wanted.items():
+        found = found[found[key].isna() if value is None else found[key] == value]
+    return None if found.empty else str(found["printed"].iloc[0])

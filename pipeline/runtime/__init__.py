@@ -1,0 +1,1 @@
+"""How runs are recorded, followed and resumed, and which code they ran."""

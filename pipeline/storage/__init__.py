@@ -1,0 +1,1 @@
+"""Files between steps: whole or absent, sealed, described."""

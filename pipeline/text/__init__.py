@@ -1,0 +1,1 @@
+"""Text that experiments read: documents, windows, prompts, and how summaries are scored."""

@@ -1,0 +1,1 @@
+"""Training of kernels, layer by layer."""

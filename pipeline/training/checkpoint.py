@@ -1,0 +1,162 @@
+"""Kernels on disk: safetensors whose header says what model, policy and recipe they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import DataError
+from ..kernels import LessKernel, get_kernel
+from ..storage.tensors import load_tensors, save_tensors
+from ..transformer.shape import model_shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KIND = "kernels"
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The head layout kernels are built for."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+def save_kernels(
+    path: Path, kernels: Mapping[int, LessKernel], heads: Heads, build: Mapping[str, Any],
+    **header: Any,
+) -> None:  # fmt: skip
+    """Write kernels by layer; ``build`` holds the sizes :func:`get_kernel` rebuilds them from.
+
+    Raises:
+        DataError: a kernel holds numbers that are not finite.
+    """
+    for layer, kernel in kernels.items():
+        _require_finite(kernel, f"the kernel of layer {layer}, which was to become {path},")
+    tensors = {
+        f"layers.{layer}.{name}": value.detach()
+        for layer, kernel in kernels.items()
+        for name, value in kernel.state_dict().items()
+    }
+    save_tensors(
+        path, tensors, KIND, heads=vars(heads), build=dict(build), layers=sorted(kernels), **header
+    )
+
+
+def load_kernels(
+    path: str | Path,
+    heads: Heads | None = None,
+    num_layers: int | None = None,
+    compute_dtype: torch.dtype = torch.float32,
+) -> list[LessKernel]:
+    """The kernels of all layers, in order, in evaluation mode.
+
+    Args:
+        heads, num_layers: of the model they are meant for; checked when given.
+        compute_dtype: of their matrix products.
+
+    Raises:
+        DataError: not a kernel file, damaged, layers missing, or made for another model.
+    """
+    tensors, header = load_tensors(path, KIND)
+    if not {"layers", "heads", "build"} <= header.keys():
+        raise DataError(f"{path} does not say in its header what its kernels are built for.")
+    count = num_layers if num_layers is not None else len(header["layers"])
+    if header["layers"] != list(range(count)):
+        raise DataError(
+            f"{path} holds kernels of layers {_ranges(header['layers'])}, not of all {count}."
+        )
+    if heads is not None and header["heads"] != vars(heads):
+        raise DataError(
+            f"{path} was trained for {_layout(header['heads'])}, but the model has "
+            f"{_layout(vars(heads))}; train kernels for this model."
+        )
+    kernels = []
+    for layer in range(count):
+        prefix = f"layers.{layer}."
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        try:
+            kernel = _build(header, state, compute_dtype)
+            kernel.load_state_dict(state)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: layer {layer} does not fit its header ({error}).") from None
+        _require_finite(kernel, f"{path}: layer {layer}")
+        kernels.append(kernel.eval())
+    return kernels
+
+
+def _build(
+    header: Mapping[str, Any], state: Mapping[str, torch.Tensor], compute_dtype: torch.dtype
+) -> LessKernel:
+    """A kernel of the header's sizes, once they are seen to be those of ``state``.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not, or there are none.
+    """
+    heads, build = Heads(**header["heads"]), header["build"]
+    width, rank = state["phi_w2"].shape[1:]
+    for name, count in (("phi", heads.num_heads), ("psi", heads.num_kv_heads)):
+        first, second = (tuple(state[f"{name}_{part}"].shape) for part in ("w1", "w2"))
+        if (first, second) != ((count, heads.head_dim, width), (count, width, rank)):
+            raise ValueError(f"{name} is {first} and {second}")
+    sizes = {"hidden_size": width, "kernel_size": rank}
+    if {**sizes, **build} != {**build, **sizes}:
+        raise ValueError(f"it is {rank} features of {width} hidden units")
+    return get_kernel("less", **vars(heads), **build, compute_dtype=compute_dtype)  # type: ignore[return-value]
+
+
+def _require_finite(kernel: LessKernel, what: str) -> None:
+    """Refuse a kernel that would turn every output into NaN."""
+    if not all(bool(value.isfinite().all()) for value in kernel.state_dict().values()):
+        raise DataError(f"{what} holds numbers that are not finite; train it again.")
+
+
+def join_kernels(parts: Sequence[Path], out: Path) -> None:
+    """Join files that hold some layers each into one; their headers must agree.
+
+    Raises:
+        DataError: a part is damaged or belongs to another training.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    layers: list[int] = []
+    losses: dict[str, Any] = {}
+    common: dict[str, Any] | None = None
+    for path in parts:
+        part, header = load_tensors(path, KIND)
+        layers += header.pop("layers")
+        losses |= header.pop("losses", {})
+        if common is not None and header != common:
+            raise DataError(f"{path} belongs to another training than {parts[0]}.")
+        common = header
+        tensors |= part
+    if common is None:
+        raise DataError("there is nothing to join.")
+    common.pop("kind")
+    save_tensors(out, tensors, KIND, layers=sorted(layers), losses=losses, **common)
+
+
+def _layout(heads: Mapping[str, int]) -> str:
+    return f"{heads['num_heads']} query heads on {heads['num_kv_heads']} of {heads['head_dim']}"
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    return f"{layers[0]}..{layers[-1]} ({len(layers)})" if layers else "none"
+
+
+def kernels_for(model: PreTrainedModel, path: str | Path) -> list[LessKernel]:
+    """The kernels of all layers of ``model``, on its device, products in its dtype.
+
+    Raises:
+        DataError: as :func:`load_kernels`, which checks them against the model.
+    """
+    shape = model_shape(model.config)
+    heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    kernels = load_kernels(path, heads, shape.num_layers, model.dtype)
+    return [kernel.to(model.device) for kernel in kernels]

@@ -1,0 +1,1 @@
+"""What is known of `transformers` models: shapes, weights, attention; never the method."""
