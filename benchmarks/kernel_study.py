@@ -3,7 +3,7 @@
     python -m benchmarks.kernel_study --train FEATURES --layer 12 --budget 40 \
         --recipes '{}' '{"epochs": 24, "halve_every": 8}' --kernel-sizes 8 32 [--test FEATURES]
 
-Trains the kernels of one layer on the windows of a dump (`less dump`) once for each setting, and
+Trains the kernels of one layer on the windows of a dump (`less-kv dump`) once for each setting, and
 prints what is left of the sparse policy's loss (the layer's mean squared error after its output
 projection) on held-out windows of the same dump and on every window of others.
 """

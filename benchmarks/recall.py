@@ -5,7 +5,7 @@
 Each token behind the budget is of one kind: `new` (it did not occur before in its window), `seen`
 (it did, but not after the token before it) or `copied` (the pair of both occurred before). What is
 copied can be predicted by looking up one distant pair, which a state of a few numbers cannot hold;
-what is new depends on the gist of the text. Windows come from `less sample`. Losses are
+what is new depends on the gist of the text. Windows come from `less-kv sample`. Losses are
 teacher-forced, the same tokens for every method; intervals are bootstrapped over windows.
 """
 

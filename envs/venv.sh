@@ -55,7 +55,7 @@ if [ "$pins" != "$(cat .venv/built-from 2>/dev/null)" ] || ! .venv/bin/python -c
     printf '%s\n' "$pins" >.venv/built-from
 fi
 
-# The project itself, editable, so that .venv/bin/less exists; again when its metadata changed.
+# The project itself, editable, so that .venv/bin/less-kv exists; again when its metadata changed.
 if ! cmp -s pyproject.toml .venv/installed-from; then
     "${install[@]}" --no-deps --no-build-isolation --editable .
     cp pyproject.toml .venv/installed-from

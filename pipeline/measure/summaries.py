@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Sample = Mapping[str, Any]
-"""One of the ``samples`` that `less prompts` wrote."""
+"""One of the ``samples`` that `less-kv prompts` wrote."""
 
 
 def batches(samples: Sequence[Sample], size: int) -> list[Sequence[Sample]]:

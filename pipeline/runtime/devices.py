@@ -36,14 +36,14 @@ def bound(device: str) -> Iterator[str | None]:
 
     ``CUDA_VISIBLE_DEVICES`` names that one device alone, so enter before CUDA is used. Waits, and
     says so, while every device is busy. Does nothing (None) for any other ``device`` than "cuda",
-    where no GPU is found, and under Slurm, which binds devices itself, unless ``LESS_GPUS`` is set.
+    where no GPU is found, and under Slurm, which binds devices itself, unless ``LESS_KV_GPUS`` is set.
 
-    ``LESS_GPUS``: ids to choose from, with commas between; empty: none, so that nothing is done.
+    ``LESS_KV_GPUS``: ids to choose from, with commas between; empty: none, so that nothing is done.
     Without it ``CUDA_VISIBLE_DEVICES``, else all that nvidia-smi lists.
-    ``LESS_JOBS_PER_GPU``: places on each device, 1 if not set.
+    ``LESS_KV_JOBS_PER_GPU``: places on each device, 1 if not set.
 
     Raises:
-        ConfigError: LESS_JOBS_PER_GPU is no count.
+        ConfigError: LESS_KV_JOBS_PER_GPU is no count.
         DataError: the folder of locks cannot be used.
     """
     devices = _candidates() if device == "cuda" else []
@@ -67,7 +67,7 @@ def bound(device: str) -> Iterator[str | None]:
 
 def _candidates() -> list[str]:
     """Ids of the devices to choose from, numbers or UUIDs."""
-    listed = os.environ.get("LESS_GPUS")
+    listed = os.environ.get("LESS_KV_GPUS")
     if listed is None and "SLURM_JOB_ID" in os.environ:
         return []
     if listed is None:
@@ -79,9 +79,9 @@ def _candidates() -> list[str]:
 
 def _places() -> int:
     """Jobs that may share a device."""
-    text = os.environ.get("LESS_JOBS_PER_GPU", "1")
+    text = os.environ.get("LESS_KV_JOBS_PER_GPU", "1")
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"LESS_JOBS_PER_GPU={text}: it must be a whole number, 1 or more.")
+        raise ConfigError(f"LESS_KV_JOBS_PER_GPU={text}: it must be a whole number, 1 or more.")
     return int(text)
 
 

@@ -1,4 +1,4 @@
-"""Keeps the events of a run in a file that `less status` reads, and refuses a second run beside it.
+"""Keep a run's events in a file that `less-kv status` reads, and refuse a second run beside it.
 
 Snakemake is known by the names of its log events alone. Planning imports this, so nothing heavy is
 imported.
@@ -109,7 +109,7 @@ class Recorder(logging.Handler):
             raise LessError(
                 f"another run of this experiment is alive in {Path.cwd()}: process "
                 f"{running.pid} on {running.host}, since {clock(running.began)}. Wait for it or "
-                "stop it (`less status` shows how far it is); this one ends here."
+                "stop it (`less-kv status` shows how far it is); this one ends here."
             )
         with suppress(DataError):
             self.seconds = last_run(self.path).seconds

@@ -25,7 +25,7 @@ from ..transformer.weights import load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less dump``."""
+    """Arguments of ``less-kv dump``."""
     parser.add_argument("--model", type=Path, required=True, help="transformers folder")
     parser.add_argument("--dtype", default="float32", help="of weights and forward passes")
     parser.add_argument("--device", default="cpu")

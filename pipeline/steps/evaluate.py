@@ -18,7 +18,7 @@ from ..transformer.weights import load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less evaluate``."""
+    """Arguments of ``less-kv evaluate``."""
     parser.add_argument("--model", type=Path, required=True, help="transformers folder")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")

@@ -7,7 +7,7 @@ import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less generate``."""
+    """Arguments of ``less-kv generate``."""
     parser.add_argument("--model", required=True, help="transformers folder or hub id")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from ..errors import ConfigError
     from ..policies import get_policy
     from ..training.checkpoint import kernels_for
-    from ..transformer.interface import enable  # slow to import, and `less --help` need not wait
+    from ..transformer.interface import enable  # slow to import, and `less-kv --help` need not wait
     from ..transformer.weights import load_model, load_tokenizer
 
     if args.policy is None and (args.kernels or args.prefill_chunk):

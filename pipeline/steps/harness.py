@@ -20,7 +20,7 @@ from .evaluate import add_cell_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less harness``."""
+    """Arguments of ``less-kv harness``."""
     parser.add_argument("--model", type=Path, required=True, help="transformers folder")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")

@@ -27,7 +27,7 @@ from ..transformer.weights import load_model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less latency``."""
+    """Arguments of ``less-kv latency``."""
     parser.add_argument("--model", nargs="?", type=Path, help="transformers folder")
     parser.add_argument("--weights", type=json.loads, help="in its place random ones, as JSON")
     parser.add_argument("--dtype", default="float32")

@@ -14,7 +14,7 @@ from ..text.windows import sample_windows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less sample``."""
+    """Arguments of ``less-kv sample``."""
     parser.add_argument("--dataset", type=json.loads, required=True, help="data set, as JSON")
     parser.add_argument("--dataset-file", nargs="?", type=Path, help="that it is read from")
     parser.add_argument("--model", type=Path, required=True, help="folder that holds the tokenizer")

@@ -26,7 +26,7 @@ from .evaluate import add_cell_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less summaries``.
+    """Arguments of ``less-kv summaries``.
 
     ``--scores`` is taken with the other arguments of a cell, but a cache that is bounded can only
     score what it holds: the prompt's rows in full, then cached keys.
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="transformers folder")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--prompts", type=Path, required=True, help="from `less prompts`")
+    parser.add_argument("--prompts", type=Path, required=True, help="from `less-kv prompts`")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.3, help="0: greedy")
     parser.add_argument("--batch-size", type=int, default=1, help="prompts continued together")

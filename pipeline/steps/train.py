@@ -31,7 +31,7 @@ from ..training.prepare import prepare
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less train``."""
+    """Arguments of ``less-kv train``."""
     parser.add_argument("--features", type=Path, nargs="+", required=True, help="folders of dumps")
     parser.add_argument("--layers", type=int, nargs=2, required=True, metavar=("START", "STOP"))
     parser.add_argument("--policy", required=True)

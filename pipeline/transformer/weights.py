@@ -160,7 +160,7 @@ def _folder(source: Mapping[str, Any]) -> Path:
     if kind == "hub":
         return _snapshot(source)
     raise ConfigError(
-        f"weights of a package are converted once (`less convert`); load the folder that "
+        f"weights of a package are converted once (`less-kv convert`); load the folder that "
         f"made, not {source['package']} itself."
     )
 

@@ -69,7 +69,7 @@ TIDY = local(SCRATCH / "tidy.parquet")
 MODELS, TASKS, TRAIN, GRID = (CONFIG[key] for key in ("models", "tasks", "train", "grid"))
 SEED, DEVICE = CONFIG["seed"], CONFIG["device"]
 GPUS = 1 if DEVICE == "cuda" else 0
-os.environ.setdefault("LESS_JOBS_PER_GPU", str(CONFIG["jobs_per_gpu"]))  # for jobs on this host
+os.environ.setdefault("LESS_KV_JOBS_PER_GPU", str(CONFIG["jobs_per_gpu"]))  # for jobs on this host
 # Jobs ask for tensors in huge pages: page faults take much of a small model's forward pass
 # otherwise (glibc 2.35 and later; docs/performance.md).
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")

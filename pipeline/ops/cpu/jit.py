@@ -33,7 +33,7 @@ def cache_folder(sources: Path, wanted: str = "") -> Path:
         digest.update(path.read_bytes())
     beside = sources / "__pycache__"
     if not wanted and not os.access(beside if beside.exists() else sources, os.W_OK):
-        beside = Path.home() / ".cache" / "less"
+        beside = Path.home() / ".cache" / "less-kv"
     return (Path(wanted) if wanted else beside) / f"numba-{digest.hexdigest()[:12]}"
 
 

@@ -11,7 +11,7 @@ from pipeline.experiment import cost as expectations
 from pipeline.experiment import grid
 from pipeline.experiment.config import complete, load_config
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pipeline.policies import get_policy
 from pipeline.steps import harness as step
 from pipeline.transformer.weights import load_model, load_tokenizer, materialise
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 CONTEXT = 64
 WEIGHTS = {

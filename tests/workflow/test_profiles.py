@@ -61,7 +61,7 @@ def test_a_failed_job_is_tried_again_with_more(folder, tmp_path):
     """The first `python` of the run fails; each is told how many jobs may share a GPU."""
     fake = tmp_path / "python"
     fake.write_text(
-        f"#!/bin/sh\necho $LESS_JOBS_PER_GPU >> {tmp_path}/places\n"
+        f"#!/bin/sh\necho $LESS_KV_JOBS_PER_GPU >> {tmp_path}/places\n"
         f"[ -e {tmp_path}/failed ] || {{ touch {tmp_path}/failed; exit 1; }}\n"
         f'exec {sys.executable} "$@"\n'
     )

@@ -95,7 +95,7 @@ def test_unknown_and_unfetched_packages(tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'aclsum'"):
         get_package("aclsumm")
     for path in (None, tmp_path / "aclsum.zip"):
-        with pytest.raises(DataError, match=r"less fetch --package aclsum --out .*aclsum.*zip"):
+        with pytest.raises(DataError, match=r"less-kv fetch --package aclsum --out .*aclsum.*zip"):
             checked("aclsum", path)
 
 

@@ -51,7 +51,7 @@ from pipeline.training.faults import make_sparse
 from pipeline.transformer.interface import enable
 from pipeline.transformer.weights import load_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 # What is slow is an example in the interpreter, and compiling what is new in one on a GPU.
@@ -526,7 +526,7 @@ def test_without_a_memory_all_is_the_sparse_policy(scale):
 def test_kernels_compile(tmp_path):
     """For an A100, whatever is in this machine; see compiled.py."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    script = [sys.executable, Path(__file__).with_name("compiled.py"), "80"]
+    script = [sys.executable, Path(__file__).parents[2] / "compiled.py", "80"]
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(script, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

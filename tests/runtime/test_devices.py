@@ -13,7 +13,7 @@ from pipeline import __main__
 from pipeline.errors import ConfigError
 from pipeline.runtime import devices
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 HOLD = """
 import sys, time
@@ -29,9 +29,9 @@ with devices.bound("cuda") as device:
 @pytest.fixture(autouse=True)
 def host(monkeypatch, tmp_path):
     """Two GPUs, locks of our own, no Slurm, and quick looks."""
-    for name in ("SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "LESS_JOBS_PER_GPU"):
+    for name in ("SLURM_JOB_ID", "CUDA_VISIBLE_DEVICES", "LESS_KV_JOBS_PER_GPU"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("LESS_GPUS", "0,1")
+    monkeypatch.setenv("LESS_KV_GPUS", "0,1")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(devices.tempfile, "tempdir", None)  # read TMPDIR again
     monkeypatch.setattr(devices, "WAIT_SECONDS", 0.02)
@@ -75,7 +75,7 @@ def test_a_job_sees_one_device_and_leaves_things_as_they_were():
 @pytest.mark.parametrize("places", [1, 2])
 def test_many_processes_never_share_a_place(monkeypatch, places):
     """Twelve processes on two devices: at most `places` at a time on each; all get their turn."""
-    monkeypatch.setenv("LESS_JOBS_PER_GPU", str(places))
+    monkeypatch.setenv("LESS_KV_JOBS_PER_GPU", str(places))
     started = [hold(0.4) for _ in range(12)]
     text = "".join(process.communicate(timeout=60)[0] for process in started)
     assert [process.returncode for process in started] == [0] * 12
@@ -90,7 +90,7 @@ def test_many_processes_never_share_a_place(monkeypatch, places):
 
 
 def test_places_are_shared_out_evenly_and_no_more_than_there_are(monkeypatch):
-    monkeypatch.setenv("LESS_JOBS_PER_GPU", "2")
+    monkeypatch.setenv("LESS_KV_JOBS_PER_GPU", "2")
     holders = []
     try:
         for _ in range(4):
@@ -126,8 +126,8 @@ def test_a_device_that_others_compute_on_is_left_alone(tmp_path, monkeypatch, ca
 
 
 def test_jobs_of_ours_do_not_count_as_others(tmp_path, monkeypatch):
-    monkeypatch.setenv("LESS_GPUS", "GPU-a")
-    monkeypatch.setenv("LESS_JOBS_PER_GPU", "2")
+    monkeypatch.setenv("LESS_KV_GPUS", "GPU-a")
+    monkeypatch.setenv("LESS_KV_JOBS_PER_GPU", "2")
     with devices.bound("cuda"):
         nvidia_smi(tmp_path, [(0, os.getpid())])
         with devices.bound("cuda") as second:
@@ -135,7 +135,7 @@ def test_jobs_of_ours_do_not_count_as_others(tmp_path, monkeypatch):
 
 
 def test_all_that_nvidia_smi_lists(tmp_path, monkeypatch):
-    monkeypatch.delenv("LESS_GPUS")
+    monkeypatch.delenv("LESS_KV_GPUS")
     nvidia_smi(tmp_path, [(0, 4711)])
     with devices.bound("cuda") as first:
         assert first == "1"
@@ -149,9 +149,9 @@ def test_all_that_nvidia_smi_lists(tmp_path, monkeypatch):
     [
         ("cpu", {}),
         ("cuda:1", {}),
-        ("cuda", {"LESS_GPUS": ""}),
-        ("cuda", {"LESS_GPUS": None, "SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0"}),
-        ("cuda", {"LESS_GPUS": None, "CUDA_VISIBLE_DEVICES": ""}),
+        ("cuda", {"LESS_KV_GPUS": ""}),
+        ("cuda", {"LESS_KV_GPUS": None, "SLURM_JOB_ID": "7", "CUDA_VISIBLE_DEVICES": "0"}),
+        ("cuda", {"LESS_KV_GPUS": None, "CUDA_VISIBLE_DEVICES": ""}),
     ],
 )
 def test_nothing_is_done_where_there_is_nothing_to_do(monkeypatch, tmp_path, device, environment):
@@ -166,7 +166,7 @@ def test_nothing_is_done_where_there_is_nothing_to_do(monkeypatch, tmp_path, dev
 
 @pytest.mark.parametrize("places", ["0", "-1", "two", "1.5", ""])
 def test_a_wrong_number_of_places_is_an_error(monkeypatch, places):
-    monkeypatch.setenv("LESS_JOBS_PER_GPU", places)
+    monkeypatch.setenv("LESS_KV_JOBS_PER_GPU", places)
     with pytest.raises(ConfigError, match="a whole number, 1 or more"), devices.bound("cuda"):
         pass
 

@@ -22,7 +22,7 @@ from pipeline.steps import latency as latency_step
 from pipeline.steps import tabulate as tabulate_step
 from pipeline.transformer.weights import load_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WEIGHTS = {
     "random": {
         "architecture": "llama", "hidden_size": 32, "intermediate_size": 48,

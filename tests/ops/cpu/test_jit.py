@@ -13,7 +13,7 @@ from numba.core import caching
 
 from pipeline.ops.cpu import jit as loops
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 EXP = """
 import numpy as np
 from pipeline.ops.cpu.sums import exp

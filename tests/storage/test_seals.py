@@ -25,7 +25,7 @@ from pipeline.training.checkpoint import Heads, load_kernels, save_kernels
 from pipeline.transformer import weights as models
 from pipeline.transformer.weights import materialise
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def names(folder):
@@ -242,11 +242,11 @@ def kernel(seed=0):
 
 class Trap:
     def __reduce__(self):
-        return os.mkdir, (os.environ["LESS_TRAP"],)
+        return os.mkdir, (os.environ["LESS_KV_TRAP"],)
 
 
 def test_a_pickle_is_refused_and_does_nothing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LESS_TRAP", str(tmp_path / "sprung"))
+    monkeypatch.setenv("LESS_KV_TRAP", str(tmp_path / "sprung"))
     for name, save in (("pickle", pickle.dump), ("torch", torch.save)):
         path = tmp_path / f"{name}.safetensors"
         with path.open("wb") as file:

@@ -9,7 +9,7 @@ import yaml
 from pipeline.errors import ConfigError
 from pipeline.experiment.config import SCHEMA, complete, config_hash, load_config, settings_hash
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "config.yaml", *sorted((ROOT / "experiments").glob("*.yaml"))]
 SMOKE = yaml.safe_load((ROOT / "experiments" / "smoke.yaml").read_text())
 

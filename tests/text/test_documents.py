@@ -17,7 +17,7 @@ from pipeline.text.wikipedia import plain_text
 from pipeline.text.windows import sample_windows
 from pipeline.transformer.weights import byte_tokenizer
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 PROSE = "An aardvark digs for ants and termites at night. " * 30
 MARKUP = """{{Infobox animal|name=Aardvark}}
 [[File:Aardvark.jpg|thumb|A caption]]
@@ -162,7 +162,7 @@ def test_no_hub(offline, stream):
         ({"source": "hubb"}, ConfigError, "did you mean 'hub'"),
         ({"source": "aclsum"}, ConfigError, "'aclsum' needs 'split'"),
         ({"source": "aclsum", "split": "val"}, ConfigError, "did you mean 'validation'"),
-        ({"source": "aclsum", "split": "test"}, DataError, "less fetch --package aclsum"),
+        ({"source": "aclsum", "split": "test"}, DataError, "less-kv fetch --package aclsum"),
         ({"source": "jsonl", "path": "none.jsonl"}, DataError, "none.jsonl does not exist"),
         ({"source": "jsonl", "path": "empty.jsonl"}, DataError, "has no rows"),
         ({"source": "jsonl", "path": "bad.jsonl"}, DataError, "not one JSON object a line"),

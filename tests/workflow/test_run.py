@@ -358,7 +358,7 @@ def test_damaged_files_are_named_and_marked(damaged):
 
 # --- killed ----------------------------------------------------------------------------------
 
-KILLS = int(os.environ.get("LESS_KILLS", "3"))
+KILLS = int(os.environ.get("LESS_KV_KILLS", "3"))
 
 
 def jobs_of(process):
@@ -415,7 +415,7 @@ def wait_for(process, log, seen, times, then):
 def test_damaged_and_killed_at_any_moment_and_started_again(finished, damaged, tmp_path):
     """A job, the scheduler alone, the whole group; the numbers are those of a quiet run.
 
-    The first run makes damaged files again. ``LESS_KILLS=25`` kills that often, in as many runs
+    The first run makes damaged files again. ``LESS_KV_KILLS=25`` kills that often, in as many runs
     one after the other as that takes.
     """
     rng = random.Random(0)

@@ -9,7 +9,7 @@ import pytest
 from pipeline.__main__ import STEPS
 from pipeline.runtime import code as sources
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LIGHT = ["train", "collect", "tabulate", "tables", "plot", "compare", "provenance"]
 
 

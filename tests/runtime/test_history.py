@@ -1,4 +1,4 @@
-"""The record of a run: written by the scheduler, read by `less status` at any time."""
+"""The record of a run: written by the scheduler, read by `less-kv status` at any time."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from pipeline.runtime import status
 from pipeline.runtime.history import NAME, is_alive, last_run, one_line, read_runs, span, state
 from pipeline.runtime.recorder import Recorder
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def event(name, **content):

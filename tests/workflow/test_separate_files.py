@@ -18,8 +18,8 @@ import pytest
 import yaml
 from checkouts import ENVIRONMENT, SMOKE, assert_same_results, checkout, less
 
-ALL = bool(os.environ.get("LESS_STORAGE"))
-PLUGINS = Path(__file__).parent / "plugins"
+ALL = bool(os.environ.get("LESS_KV_STORAGE"))
+PLUGINS = Path(__file__).parents[1] / "plugins"
 EXECUTOR = ["--executor", "elsewhere", "--jobs", "1", "--seconds-between-status-checks", "1"]
 
 
@@ -63,7 +63,7 @@ def ran(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ALL, reason="takes five minutes: set LESS_STORAGE=all")
+@pytest.mark.skipif(not ALL, reason="takes five minutes: set LESS_KV_STORAGE=all")
 def test_results_are_those_of_one_machine(ran, tmp_path):
     """All of the smoke experiment, to the byte."""
     here = repository(tmp_path / "less")
