@@ -36,7 +36,8 @@ def bound(device: str) -> Iterator[str | None]:
 
     ``CUDA_VISIBLE_DEVICES`` names that one device alone, so enter before CUDA is used. Waits, and
     says so, while every device is busy. Does nothing (None) for any other ``device`` than "cuda",
-    where no GPU is found, and under Slurm, which binds devices itself, unless ``LESS_KV_GPUS`` is set.
+    where no GPU is found, and under Slurm, which binds devices itself, unless ``LESS_KV_GPUS`` is
+    set.
 
     ``LESS_KV_GPUS``: ids to choose from, with commas between; empty: none, so that nothing is done.
     Without it ``CUDA_VISIBLE_DEVICES``, else all that nvidia-smi lists.

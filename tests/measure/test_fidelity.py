@@ -78,7 +78,7 @@ def test_nothing_evicted_is_no_distance(layer):
 
 def test_chunks_of_rows_make_no_difference(layer, monkeypatch):
     whole = hellinger(*layer, ALL, strong())
-    monkeypatch.setattr("pipeline.fidelity.ROWS", 7)
+    monkeypatch.setattr("pipeline.measure.fidelity.ROWS", 7)
     torch.testing.assert_close(hellinger(*layer, ALL, strong()), whole)
 
 

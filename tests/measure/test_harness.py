@@ -296,7 +296,7 @@ def test_a_task_of_texts_needs_word_perplexity(folder, capsys, monkeypatch):
         monkeypatch.setattr(task, "aggregation", lambda: {"bits_per_byte": None})
         return task
 
-    monkeypatch.setattr(step, "load_task", without)
+    monkeypatch.setattr(harness, "load_task", without)
     assert "'wikitext' has no word_perplexity" in said(capsys, folder, "wikitext")
 
 
@@ -336,7 +336,7 @@ def test_real_rows(folder, name, path, words):
     """Every document of a benchmark becomes requests; WikiText has the words it is known for."""
     if not DATA.is_dir():
         pytest.skip("no benchmark data here")
-    rows = step.load_rows({"source": "jsonl", "path": path}, DATA / path)
+    rows = harness.load_rows({"source": "jsonl", "path": path}, DATA / path)
     found = harness.documents(harness.load_task(name, 0, rows))
     assert len(found) == len(rows)
     assert [document.name for document in found] == [str(i) for i in range(len(rows))]
@@ -364,7 +364,7 @@ def real(smollm2, tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     (folder / "model").symlink_to(smollm2, target_is_directory=True)
     for name, (path, count) in REAL.items():
-        rows = step.load_rows({"source": "jsonl", "path": path}, DATA / path)
+        rows = harness.load_rows({"source": "jsonl", "path": path}, DATA / path)
         rows = rows[:count]
         if name == "wikitext":
             rows = [row | {"page": harness.first_words(row["page"], 700)} for row in rows]

@@ -5,7 +5,7 @@ import argparse
 import pandas as pd
 import pytest
 import yaml
-from test_tables import LLAMA, ROUGES, more, scored, tidy_frame
+from frames import LLAMA, ROUGES, more, scored, tidy_frame
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.experiment.config import SCHEMA

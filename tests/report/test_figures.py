@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from frames import METHODS, METRICS, curves_frame, run_step, tidy_frame
 from matplotlib.container import BarContainer
-from test_tables import METHODS, METRICS, curves_frame, run_step, tidy_frame
 
 from pipeline.report import figures as plot
 from pipeline.report.attention_maps import Maps

@@ -376,7 +376,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_dump(small_disk, dumping, monkeypa
         if when == "allocated":
             patched.setattr("pipeline.steps.dump.create_tensors", filled_first)
         else:
-            patched.setattr("pipeline.tensors.seal", no_room)
+            patched.setattr("pipeline.storage.tensors.seal", no_room)
         assert __main__.main([*dumping, str(out)]) == 1
     assert f"error: cannot write {out}: No space left on device." in capsys.readouterr().err
     assert [name for name in names(small_disk) if name != "other"] == []

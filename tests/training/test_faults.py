@@ -219,12 +219,14 @@ def test_the_parallel_form_without_a_memory_is_the_sparse_policy(policy, scale):
         )
 
 
-@pytest.mark.parametrize("ops", ["decode_cpu", "decode_reference"])
+@pytest.mark.parametrize("ops", ["cpu", "reference"])
 @pytest.mark.parametrize("prefill", ["full", "policy"])
 def test_the_cache_without_a_memory_is_the_baselines(ops, prefill, monkeypatch):
     """Token by token and in pieces, compiled and plain."""
     monkeypatch.setattr(
-        cache, "decode_backend", lambda device: importlib.import_module(f"pipeline.ops.{ops}")
+        cache,
+        "decode_backend",
+        lambda device: importlib.import_module(f"pipeline.ops.{ops}.decode"),
     )
     config = AutoConfig.for_model(
         "llama", hidden_size=32, intermediate_size=16, num_hidden_layers=2, vocab_size=50,

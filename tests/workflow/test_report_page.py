@@ -6,8 +6,8 @@ from urllib.parse import quote
 
 import pandas as pd
 import pytest
+from frames import curves_frame, tidy_frame
 from helpers import browse
-from test_tables import curves_frame, tidy_frame
 
 from pipeline.report import tables
 from pipeline.report.html import Section, as_html

@@ -577,6 +577,6 @@ def test_a_gpu_gets_these_operators():
 def test_operators_on_a_cpu_need_no_triton():
     code = (
         "import sys; import pipeline.training, pipeline.synthesis, pipeline.eviction;"
-        "import pipeline.ops.decode_cpu; sys.exit('triton' in sys.modules)"
+        "import pipeline.ops.cpu.decode; sys.exit('triton' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
