@@ -152,7 +152,7 @@ def test_a_changed_line_of_a_journal_is_done_again(tmp_path, capsys):
 def test_one_process_at_a_time_writes_a_journal(tmp_path):
     path = tmp_path / "rows.jsonl"
     words = (
-        "import sys; from pathlib import Path; from pipeline.journal import Journal;"
+        "import sys; from pathlib import Path; from pipeline.runtime.journal import Journal;"
         "print(len(Journal(Path(sys.argv[1])).rows), flush=True)"
     )
     journal = Journal(path)
