@@ -216,7 +216,7 @@ def test_what_is_given_to_generate_is_not_marked(tmp_path, capsys):
 def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
     path = tmp_path / "out.json"
     words = (
-        "import os, signal, sys; from pipeline.files import whole\n"
+        "import os, signal, sys; from pipeline.storage.files import whole\n"
         "with whole(sys.argv[1]) as partial:\n"
         "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
