@@ -18,6 +18,7 @@ from pipeline.experiment import grid, latency
 from pipeline.report.contents import COMPARISON, FIGURES, PROVENANCE, TABLES, TEXTS
 from pipeline.errors import LessError
 from pipeline.experiment.cost import bundles_at_once, expectations
+from pipeline.experiment.kinds import KINDS
 from pipeline.storage.files import sha256
 from pipeline.download.packages import package_of_source, packages
 from pipeline.runtime.recorder import Recorder
@@ -116,13 +117,10 @@ def kernels_of(training, form="safetensors"):
     return SCRATCH / "kernels" / training.model / name
 
 
-KIND_FOLDERS = {"perplexity": "evaluations", "summaries": "summaries", "harness": "harness"}
-
-
 def cell_file(cell):
     """Measurements of a cell."""
     name = (f"{cell.policy}-{cell.sparsity}" if cell.policy else "full") + cell.suffix
-    folder = SCRATCH / KIND_FOLDERS[TASKS[cell.task]["kind"]]
+    folder = SCRATCH / KINDS[TASKS[cell.task]["kind"]].folder
     return folder / cell.model / cell.task / f"{name}.parquet"
 
 
@@ -320,7 +318,7 @@ def task_source(key):
 
 def unfinished(wildcards):
     """Where a cell keeps its finished documents until all are."""
-    folder = KIND_FOLDERS[TASKS[wildcards.task]["kind"]]
+    folder = KINDS[TASKS[wildcards.task]["kind"]].folder
     cell = "-".join(wildcards[2:]) or "full"
     return SCRATCH / "unfinished" / folder / wildcards.model / wildcards.task / cell
 
@@ -410,15 +408,12 @@ def cell_arguments(wildcards):
     return " ".join(shlex.quote(str(word)) for word in words)
 
 
-STEPS = {"perplexity": "evaluate", "summaries": "summaries", "harness": "harness"}
-
-
 def measured_by(model, what, policy=True):
     """What all measurements of a task, of fidelity or of latency share in a run, as a hash.
 
     Without a ``policy`` it is the full cache's, which knows neither seeds nor trainings.
     """
-    step = STEPS[TASKS[what]["kind"]] if what in TASKS else what
+    step = KINDS[TASKS[what]["kind"]].step if what in TASKS else what
     more, code = {}, []
     if what == "latency":  # whose kernels are untrained
         more = {"seed": SEED, "kernel": TRAIN["kernel"]}
