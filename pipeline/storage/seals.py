@@ -103,21 +103,19 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def aside(path: Path) -> Path:
-    """What marks ``path`` as damaged, and where it then is kept until it is made again."""
+def mark_of(path: Path) -> Path:
+    """Return where an empty file marks ``path`` as damaged."""
     return path.with_name(f"{path.name}.damaged")
 
 
-def set_aside(root: Path) -> None:
-    """Move all that is marked as damaged under ``root`` out of the way, so that it is made again.
+def discard_marked(root: Path) -> None:
+    """Delete all that is marked as damaged under ``root``, and its marks, so that it is made again.
 
     Between runs, not when damage is found: a job that is tried again needs its input in its place.
     """
     for mark in list(root.rglob("*.damaged")):
-        path = mark.with_suffix("")
-        if path.exists():
-            remove(mark)
-            os.replace(path, mark)
+        remove(mark.with_suffix(""))
+        remove(mark)  # last, so that a kill in between leaves the mark of what is gone
 
 
 def missing(path: str | os.PathLike[str]) -> DataError:

@@ -13,6 +13,7 @@ import pipeline
 from pipeline.errors import DamagedError, DataError
 from pipeline.storage.files import (
     load_json,
+    load_measured,
     load_table,
     save_json,
     save_table,
@@ -250,6 +251,17 @@ def test_sizes_of_any_parity_can_be_filled(tmp_path):
 
 
 # --- tables ----------------------------------------------------------------------------------
+
+
+def test_a_measured_table_says_what_it_measures(tmp_path):
+    path, rows = tmp_path / "t.parquet", pd.DataFrame({"nll": [1.5]})
+    save_table(path, rows, kind="perplexity")
+    table, kind = load_measured(path)
+    assert kind == "perplexity"
+    assert table.equals(rows)
+    save_table(path, rows)
+    with pytest.raises(DataError, match="does not say what it measures"):
+        load_measured(path)
 
 
 def test_tables_come_back(tmp_path):

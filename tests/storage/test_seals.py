@@ -166,15 +166,14 @@ def test_one_process_at_a_time_writes_a_journal(tmp_path):
     assert other.communicate()[0] == "1\n"
 
 
-# --- set aside, and made again ---------------------------------------------------------------
+# --- deleted, and made again -----------------------------------------------------------------
 
 
-def test_a_damaged_file_is_marked_then_set_aside_until_it_is_made_again(tmp_path, capsys):
+def test_a_damaged_file_is_marked_then_deleted_by_the_next_run(tmp_path, capsys):
     cells, out = tmp_path / "cells.parquet", tmp_path / "examples.html"
     words = ["examples", "--cells", str(cells), "--out", str(out)]
     save_table(cells, TABLE)
-    content = cells.read_bytes()[:-1]
-    cells.write_bytes(content)
+    cells.write_bytes(cells.read_bytes()[:-1])
     for _ in range(2):  # as when a job is tried again at once
         assert __main__.main(words) == 1
         said = capsys.readouterr().err
@@ -182,22 +181,26 @@ def test_a_damaged_file_is_marked_then_set_aside_until_it_is_made_again(tmp_path
         assert f"make it again. The next run does: {cells}.damaged marks it." in said
         assert names(tmp_path) == ["cells.parquet", "cells.parquet.damaged"]
     for _ in range(2):  # planned twice
-        seals.set_aside(tmp_path)
-        assert names(tmp_path) == ["cells.parquet.damaged"]
-        assert (tmp_path / "cells.parquet.damaged").read_bytes() == content
+        seals.discard_marked(tmp_path)
+        assert names(tmp_path) == []
     save_table(cells, TABLE)
-    seals.set_aside(tmp_path)
+    seals.discard_marked(tmp_path)
     assert names(tmp_path) == ["cells.parquet"]
 
 
-def test_a_folder_is_set_aside_as_one(tmp_path):
-    for content in ("a", "b"):
-        (tmp_path / "deep" / "part0").mkdir(parents=True)
-        (tmp_path / "deep" / "part0" / "0").write_text(content)
-        seals.aside(tmp_path / "deep" / "part0").touch()
-        seals.set_aside(tmp_path)
-        assert names(tmp_path / "deep") == ["part0.damaged"]
-        assert (tmp_path / "deep" / "part0.damaged" / "0").read_text() == content
+def test_a_mark_goes_with_the_next_writing(tmp_path):
+    seals.mark_of(tmp_path / "cells.parquet").touch()
+    save_table(tmp_path / "cells.parquet", TABLE)
+    assert names(tmp_path) == ["cells.parquet"]
+
+
+def test_a_folder_is_deleted_as_one(tmp_path):
+    (tmp_path / "deep" / "part0").mkdir(parents=True)
+    (tmp_path / "deep" / "part0" / "0").write_text("a")
+    (tmp_path / "deep" / "part1").touch()
+    seals.mark_of(tmp_path / "deep" / "part0").touch()
+    seals.discard_marked(tmp_path)
+    assert names(tmp_path / "deep") == ["part1"]
 
 
 def test_what_is_given_to_generate_is_not_marked(tmp_path, capsys):

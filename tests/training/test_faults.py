@@ -18,7 +18,7 @@ from pipeline.policies import get_policy
 from pipeline.steps import train
 from pipeline.storage.features import layer_file
 from pipeline.storage.files import load_table
-from pipeline.storage.seals import set_aside
+from pipeline.storage.seals import discard_marked
 from pipeline.storage.tensors import load_tensors, save_tensors
 from pipeline.synthesis import sparse_part, synthesize
 from pipeline.training.checkpoint import Heads, load_kernels
@@ -174,7 +174,7 @@ def test_a_damaged_state_is_named_and_then_made_again(tmp_path, monkeypatch, cap
     state.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert __main__.main(words) == 1
     assert f"{state} is damaged" in capsys.readouterr().err
-    set_aside(tmp_path)
+    discard_marked(tmp_path)
     assert __main__.main(words) == 0
     assert "epoch 1/4" in capsys.readouterr().err
     assert (tmp_path / "k").read_bytes() == quiet

@@ -23,7 +23,7 @@ from pipeline.storage.files import sha256
 from pipeline.download.packages import package_of_source, packages
 from pipeline.runtime.recorder import Recorder
 from pipeline.runtime.history import NAME
-from pipeline.storage.seals import set_aside
+from pipeline.storage.seals import discard_marked
 from pipeline.runtime.code import ROOT as PACKAGE
 from pipeline.runtime.code import code_of
 from pipeline.text.prompts import get_template
@@ -44,10 +44,10 @@ def refuse_limits_on_arrays():
         )
 
 
-def set_damaged_aside():
-    """What the last run found damaged is made again by this one."""
+def discard_damaged():
+    """Delete what the last run found damaged, so that this one makes it again."""
     for folder in (SCRATCH, DOWNLOADS):
-        set_aside(folder)
+        discard_marked(folder)
 
 
 if workflow.storage_settings.default_storage_provider == "s3":
@@ -82,7 +82,7 @@ if workflow.is_main_process:
         print(line, file=sys.stderr)
     if not workflow.output_settings.dryrun:  # a plan is made beside a run
         shown = None if workflow.output_settings.quiet else sys.stderr
-        logger.addHandler(Recorder(LOGS / NAME, shown, CliException, set_damaged_aside))
+        logger.addHandler(Recorder(LOGS / NAME, shown, CliException, discard_damaged))
 
 
 wildcard_constraints:
