@@ -26,7 +26,7 @@ from pipeline.report.statistics import estimate, resamples
 from pipeline.runtime.machine import limit_threads
 from pipeline.runtime.progress import Progress
 from pipeline.storage.tensors import load_tensors
-from pipeline.training.checkpoint import Heads, load_kernels
+from pipeline.training.checkpoint import load_kernels
 from pipeline.transformer.shape import model_shape
 from pipeline.transformer.weights import load_model
 
@@ -61,7 +61,7 @@ def main() -> None:
     limit_threads(args.threads)
     model = load_model(args.model, args.dtype)
     shape = model_shape(model.config)
-    heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    heads = shape.heads
     kernels = load_kernels(args.kernels, heads, shape.num_layers, model.dtype)
     policy = get_policy(args.policy, args.budget)
     ways = {

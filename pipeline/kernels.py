@@ -33,6 +33,31 @@ class Kernel(Protocol):
         """Key features, (B, G, S, D) to (B, G, S, R)."""
 
 
+class TrainableKernel(nn.Module):
+    """What training and checkpoints need of a kernel beyond :class:`Kernel`.
+
+    Its constructor takes the arguments of :func:`get_kernel`.
+    """
+
+    kernel_size: int
+    compute_dtype: torch.dtype
+
+    def phi(self, q: torch.Tensor) -> torch.Tensor:
+        """Query features, (B, H, S, D) to (B, H, S, R)."""
+        raise NotImplementedError
+
+    def psi(self, k: torch.Tensor) -> torch.Tensor:
+        """Key features, (B, G, S, D) to (B, G, S, R)."""
+        raise NotImplementedError
+
+    def reseed(self, seed: int) -> None:
+        """Fix all that is drawn at random in training, from ``seed`` on."""
+
+    def silence(self) -> None:
+        """Make psi, and so the state, zero in place: what is left is the sparse policy."""
+        raise NotImplementedError
+
+
 class Dropout(nn.Module):
     """Inverted dropout with a generator of its own, cheap on CPU.
 
@@ -113,7 +138,7 @@ def _parts(x: torch.Tensor) -> list[slice]:
     return [slice(n, n + step) for n in range(0, len(x), step)]
 
 
-class LessKernel(nn.Module):
+class LessKernel(TrainableKernel):
     """The paper's learned kernel in its released form (Dong et al. 2024, equations 1 and 2).
 
         phi(q) = | gelu( gelu(q W1) W2 ) |
@@ -155,6 +180,15 @@ class LessKernel(nn.Module):
         self.s1 = nn.Parameter(torch.full((num_kv_heads, kernel_size), SCALAR_INIT))
         self.s2 = nn.Parameter(torch.full((num_kv_heads, kernel_size), SCALAR_INIT))
         self.dropout = Dropout(dropout)
+
+    def reseed(self, seed: int) -> None:
+        """Fix the next dropout masks."""
+        self.dropout.reseed(seed)
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Set s1 to 0, in place."""
+        self.s1.zero_()
 
     def _mlp(self, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
         """gelu(gelu(x W1) W2) by head: (B, H, S, D) to (B, H, S, R), float32."""
@@ -224,6 +258,11 @@ KERNELS: dict[str, type[LessKernel] | type[PerformerKernel]] = {
 }
 
 
+def layer_seed(seed: int, layer: int) -> int:
+    """Return the seed of one layer's kernel: layers differ, and so do runs of near seeds."""
+    return seed * 1009 + layer
+
+
 def get_kernel(
     name: str,
     *,
@@ -236,7 +275,7 @@ def get_kernel(
     seed: int = 0,
     compute_dtype: torch.dtype = torch.float32,
 ) -> LessKernel | PerformerKernel:
-    """Build the kernel ``name`` for one attention layer.
+    """Return the kernel ``name`` for one attention layer, newly made.
 
     Args:
         num_heads, num_kv_heads, head_dim: H, G and D of the layer.

@@ -111,6 +111,15 @@ def get_policy(name: str, budget: int) -> Policy:
     return Policy(name, sink, budget - sink - heavy, heavy, family.decay, family.pooling)
 
 
+def state_tokens(kernel_size: int) -> int:
+    """Return the tokens whose pairs take as many numbers as a low-rank state of R features: R/2.
+
+    The state of a head of size d is H, R x d, and z, R; a token's key and value are 2 d. The paper
+    leaves z out of the count (section 4).
+    """
+    return kernel_size // 2
+
+
 def budget_tokens(sparsity: float, context: int) -> int:
     """Budget in tokens: ``sparsity`` of ``context``, rounded down to an even number (Table 1).
 

@@ -20,7 +20,7 @@ from jsonschema.validators import extend
 
 from ..download.packages import packages
 from ..errors import ConfigError, unknown
-from ..policies import FAMILIES, budget_tokens
+from ..policies import FAMILIES, budget_tokens, state_tokens
 from ..storage.disk import GIB
 from ..text.prompts import templates
 from . import grid
@@ -425,7 +425,7 @@ def _ablation_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
                     f"into the context of {model['context']} of models.{name_of_model}."
                 )
             for size in study.get("sizes", ()):
-                spared = (size - config["train"]["kernel"]["kernel_size"]) // 2
+                spared = state_tokens(size) - state_tokens(config["train"]["kernel"]["kernel_size"])
                 if budget_tokens(study["sparsity"], model["context"]) - spared < 2:
                     yield ConfigError(
                         f"{place}.sizes: the state of R = {size} takes the whole budget of "
@@ -579,7 +579,7 @@ def _sparsity_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
         for sparsity in sparsities:
             if not 0 < sparsity < 1:
                 yield ConfigError(f"grid.{key}: {sparsity} is not in (0, 1).")
-    extra = config["train"]["kernel"]["kernel_size"] // 2
+    extra = state_tokens(config["train"]["kernel"]["kernel_size"])
     for name, model in config["models"].items():
         for sparsity in sorted({x for each in everywhere.values() for x in each}):
             try:

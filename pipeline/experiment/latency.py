@@ -70,11 +70,10 @@ def contenders(config: Mapping[str, Any], model: str, setting: Setting) -> Itera
     wanted = config["latency"]
     entry = next(e for e in wanted["settings"] if setting_of(e) == setting)
     length = max(config["models"][model]["context"], setting.prompt + setting.new_tokens)
-    extra = config["train"]["kernel"]["kernel_size"] // 2
+    size = config["train"]["kernel"]["kernel_size"]
     yield Contender(FULL)
     for policy in entry.get("policies", wanted["policies"]):
         for sparsity in wanted["sparsities"]:
             budget = budget_tokens(sparsity, length)
             for method in wanted["methods"]:
-                more = extra if METHODS[method].extra_tokens else 0
-                yield Contender(method, policy, sparsity, budget + more)
+                yield Contender(method, policy, sparsity, METHODS[method].budget(budget, size))

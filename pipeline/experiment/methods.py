@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..policies import FAMILIES
+from ..policies import FAMILIES, state_tokens
 
 
 def policy_title(name: str) -> str:
@@ -38,7 +38,7 @@ class Method:
 
     Attributes:
         title: for tables and figures.
-        extra_tokens: whether the budget grows by R/2 tokens, as many numbers as the low-rank state.
+        extra_tokens: whether the budget grows by what the low-rank state takes.
         kernel: name of the kernel in :data:`pipeline.kernels.KERNELS`, or None.
         trained: whether the kernel comes from a checkpoint (one for every train sparsity).
     """
@@ -47,6 +47,10 @@ class Method:
     extra_tokens: bool = False
     kernel: str | None = None
     trained: bool = False
+
+    def budget(self, tokens: int, kernel_size: int) -> int:
+        """Return what the method's policy keeps where a sparsity means ``tokens``."""
+        return tokens + (state_tokens(kernel_size) if self.extra_tokens else 0)
 
 
 METHODS: dict[str, Method] = {

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from ..errors import ConfigError
+from ..eviction import evicted_at
 from ..kernels import Kernel
+from ..ops.times import evictions_seen
+from ..policies import Policy
+from ..runtime.progress import Progress
+from ..storage.tensors import load_tensors
+from ..transformer.interface import record
+from .variants import Compared
 
 ROWS = 256  # queries at once; keeps memory at O(ROWS * S)
+STRIDE = 4  # neighbouring rows are alike; all of them would take four times as long
 
 
 def attention_rows(
@@ -18,7 +30,7 @@ def attention_rows(
     queries: torch.Tensor,
     kernel: Kernel | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """True attention rows and their approximation under eviction times, some rows at a time.
+    """Yield true attention rows and their approximation under eviction times, some rows at a time.
 
     The approximation spreads over the visible keys by exp(q k / sqrt(d)) and, given a ``kernel``,
     over the evicted ones by phi(q) psi(k).
@@ -60,7 +72,7 @@ def hellinger(
     queries: torch.Tensor,
     kernel: Kernel | None = None,
 ) -> torch.Tensor:
-    """Hellinger distance of attention rows to their approximation under eviction times.
+    """Return the Hellinger distance of attention rows to their approximation under eviction times.
 
         distance = || sqrt(p) - sqrt(p') ||_2 / sqrt(2)
 
@@ -80,7 +92,7 @@ def hellinger(
 def residual_spectrum(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kept: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Singular values of one head's attention output and of what top-k selection leaves out.
+    """Return singular values of one head's attention output and of what top-k selection leaves out.
 
     The sparse output attends to each row's ``kept`` largest probabilities (paper, Figure 3).
 
@@ -104,4 +116,43 @@ def residual_spectrum(
     return values / values[0], left / values[0], energy.sqrt() / values.square().sum().sqrt()
 
 
-STRIDE = 4  # neighbouring rows are alike; all of them would take four times as long
+@torch.inference_mode()
+def measure_fidelity(model: PreTrainedModel, samples: Path, compared: Compared, out: Path) -> None:
+    """Write one row a method, train sparsity, layer and window: the mean over heads and rows.
+
+    Queries and keys are those of the full model, so that a layer is judged by itself; rows count
+    that miss something, every :data:`STRIDE`-th of them.
+
+    Raises:
+        ConfigError: there is no policy to measure.
+        DataError: samples or kernels are missing, damaged or of another model.
+    """
+    if compared.policy is None:
+        raise ConfigError("give --policy, --budget and --methods.")
+    windows, header = load_tensors(samples, "samples")
+    variants = compared.variants(model)
+    rows: list[dict[str, Any]] = []
+    document = ""
+
+    def receive(layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        times: dict[Policy | None, torch.Tensor] = {}  # methods of one budget share them
+        for variant in variants:
+            policy = variant.policy
+            assert policy is not None
+            if policy not in times:
+                times[policy] = evicted_at(q, k, policy, compared.scores)
+            first = evictions_seen(times[policy])[0]
+            queries = torch.arange(first, q.shape[2], STRIDE, device=q.device)
+            kernel = None if variant.kernels is None else variant.kernels[layer]
+            distance = float(hellinger(q, k, times[policy], queries, kernel).mean())
+            where = {"document": document, "layer": layer, "hellinger": distance}
+            rows.append(variant.columns | where)
+
+    progress = Progress("fidelity", len(windows["tokens"]))
+    with record(model, receive):
+        for document, tokens in zip(  # noqa: B007  # read by receive
+            header["documents"], windows["tokens"].long(), strict=True
+        ):
+            model(tokens[None].to(model.device), use_cache=False, logits_to_keep=1)
+            progress.step()
+    compared.save(out, rows, "fidelity")

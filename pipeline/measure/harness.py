@@ -1,63 +1,21 @@
-"""Tasks of lm-evaluation-harness (the `lm_eval` library): which documents, and what each scores.
-
-A task is one that the library knows or a file of ``resources/tasks``, written as the library's own
-are. Prompts, demonstrations, windows of long documents, counts of words and scores are the
-library's; only the rows may come from a data set of the experiment, in place of its download.
-"""
+"""Measure tasks of lm-evaluation-harness (the `lm_eval` library), document by document."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.resources import files
-from itertools import groupby, islice
+import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-from jinja2 import UndefinedError
-from lm_eval.api.instance import Instance
-from lm_eval.api.registry import get_aggregation
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import resources
-from ..errors import ConfigError, DataError
-from ..text.documents import Row, load_rows
-
-OWN_TASKS = Path(str(files(resources))) / "tasks"
-LIBRARY_TASKS = Path(str(files("lm_eval.tasks")))
-ROLLING = "loglikelihood_rolling"
-MEASURED = (ROLLING, "loglikelihood", "multiple_choice")
-"""Output types that need whole sequences only; the other one generates text."""
-DEMONSTRATIONS_SEED = 1234
-"""The library's own default: a task has the same demonstrations as from its command line."""
-
-
-def ranks(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
-    """MuTual's recall at 1 and 2 and reciprocal rank of the right answer among four.
-
-    The library's (0.4.13) takes the largest of all numbers in ``results``, which are pairs of a
-    log-likelihood and a flag: r@1 says there whether the right answer is B. Its ranks are sound.
-    """
-    likelihoods = [likelihood for likelihood, _ in results]
-    rank = sorted(likelihoods, reverse=True).index(likelihoods["ABCD".index(doc["answers"])])
-    return {"r@1": float(rank == 0), "r@2": float(rank <= 1), "mrr": 1 / (rank + 1)}
-
-
-CORRECTED: dict[str, dict[str, Any]] = {
-    "mutual": {"process_results": ranks},
-    "mutual_plus": {"process_results": ranks},
-}
-"""Fields of the library's tasks that are replaced, and why in what replaces them."""
+from ..runtime.journal import Journal, identity
+from ..runtime.progress import Progress
+from .tasks import ROLLING, Document, Question, mean_metrics, silence
+from .variants import Compared
 
 
 class TeacherForced(HFLM):  # type: ignore[misc]
@@ -74,7 +32,7 @@ class TeacherForced(HFLM):  # type: ignore[misc]
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: int
     ) -> None:
-        _silence()
+        silence()
         super().__init__(
             pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=context,
             softmax_dtype="float32",
@@ -90,82 +48,10 @@ class TeacherForced(HFLM):  # type: ignore[misc]
         return super()._loglikelihood_tokens(requests, True, override_bs)
 
 
-@dataclass(frozen=True)
-class Document:
-    """A document of a task, and what a model is asked about it."""
-
-    name: str
-    """Its place among the task's documents, from 0."""
-    doc: Mapping[str, Any]
-    requests: list[Instance]
-
-
-def load_task(
-    name: str, shots: int = 0, rows: list[Row] | None = None, pool: list[Row] | None = None
-) -> ConfigurableTask:
-    """A task with its data.
-
-    Args:
-        name: of one task; groups of tasks are not measured.
-        shots: demonstrations in each prompt.
-        rows: stand for the split that is measured; without them, the library reads the hub.
-        pool: stand for the split that demonstrations are drawn from.
-
-    Raises:
-        ConfigError: no such task, one that generates text, or demonstrations without their split.
-        DataError: the hub cannot be read, or rows lack what the task reads.
-    """
-    _silence()
-    manager = _manager(name)
-    config = manager.task_index[name].cfg
-    if config.get("output_type") not in MEASURED:
-        raise ConfigError(
-            f"the task '{name}' generates text; tasks of lm-evaluation-harness are teacher-forced "
-            "here, so use one that compares log-likelihoods, or a task of the kind `summaries`."
-        )
-    fields: dict[str, Any] = {"task": name, "num_fewshot": shots, **CORRECTED.get(name, {})}
-    if rows is not None:
-        fields["custom_dataset"] = _source(name, config, shots, rows, pool)
-    with _readable(name):
-        # an inline group is how the library lets a known task be changed
-        task = manager.load({"group": "one", "task": [fields]})["tasks"][name]
-    return task
-
-
-def documents(task: ConfigurableTask, limit: int | None = None) -> list[Document]:
-    """The first ``limit`` documents of a task (all, without a limit), with their requests.
-
-    Raises:
-        DataError: as :func:`load_task`, or fewer demonstrations than are asked for.
-    """
-    name = task.config.task
-    task.set_fewshot_seed(DEMONSTRATIONS_SEED)
-    with _readable(name):
-        task.build_all_requests(limit=limit)
-    by_document = groupby(task.instances, key=lambda request: request.doc_id)
-    return [
-        Document(str(index), found[0].doc, found)
-        for index, found in ((index, list(requests)) for index, requests in by_document)
-    ]
-
-
-def mean_metrics(task: ConfigurableTask) -> list[str]:
-    """The task's metrics that are means over documents; only these have a value for each.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    found = [metric for metric, how in task.aggregation().items() if how is get_aggregation("mean")]
-    if not found:
-        metrics = ", ".join(task.aggregation())
-        raise ConfigError(f"no metric of '{task.config.task}' is a mean over documents: {metrics}.")
-    return found
-
-
 def measure(
     model: TeacherForced, task: ConfigurableTask, document: Document
 ) -> dict[str, float | int]:
-    """What a model gives on one document.
+    """Return what a model gives on one document.
 
     Returns:
         ``nll`` (nats, summed over the document), ``tokens`` and ``words`` of rolling tasks, words
@@ -181,109 +67,56 @@ def measure(
     return {"nll": -log_likelihood, "tokens": len(model.tok_encode(text)), "words": words}
 
 
-def first_words(text: str, count: int) -> str:
-    """The text up to the end of its ``count``-th word."""
-    found = list(islice(re.finditer(r"\S+", text), count))
-    return text[: found[-1].end()] if found else text
+def measure_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    question: Question,
+    compared: Compared,
+    *,
+    context: int,
+    folder: Path,
+    resume: Path,
+    out: Path,
+) -> None:
+    """Write one row a method, train sparsity and document.
 
+    Finished documents are kept under ``resume`` until all are.
 
-def _manager(name: str) -> TaskManager:
-    """An index that has the task ``name``; ours go before the library's.
-
-    The library reads every one of its fourteen thousand files for an index of them all; it takes a
-    twentieth of the time to look for those that state the name.
-    """
-    stated = re.compile(rf"^task:\s*(['\"]?){re.escape(name)}\1\s*(#.*)?$".encode(), re.MULTILINE)
-    for tasks in (OWN_TASKS, LIBRARY_TASKS):
-        files = (path for path in sorted(tasks.rglob("*.yaml")) if stated.search(path.read_bytes()))
-        if folders := list(dict.fromkeys(path.parent for path in files)):
-            break
-    manager = TaskManager(include_path=folders or None, include_defaults=not folders)
-    if name not in manager.all_subtasks:
-        known = [*manager.all_subtasks, *(path.stem for path in OWN_TASKS.glob("*.yaml"))]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else "."
-        raise ConfigError(
-            f"neither lm-evaluation-harness nor {OWN_TASKS} has a task '{name}'{hint}"
-        )
-    return manager
-
-
-def _source(
-    name: str, config: Mapping[str, Any], shots: int, rows: list[Row], pool: list[Row] | None
-) -> Any:
-    """What stands for the download of a task: rows under the names of the task's splits."""
-    measured = config.get("test_split") or config.get("validation_split")
-    shown = (config.get("fewshot_config") or {}).get("split") or config.get("fewshot_split")
-    shown = shown or config.get("training_split") or config.get("validation_split") or measured
-    if pool is not None and shown == measured:
-        raise ConfigError(
-            f"the task '{name}' draws demonstrations from the split it measures ({measured}); "
-            "leave fewshot_dataset out."
-        )
-    if pool is None and shots and shown != measured:
-        raise ConfigError(
-            f"the task '{name}' draws demonstrations from its split '{shown}'; "
-            "name the data set that has it as fewshot_dataset."
-        )
-    splits = {shown: rows if pool is None else pool, measured: rows}
-    tables = {split: datasets.Dataset.from_list(part) for split, part in splits.items()}
-    return lambda **_: tables
-
-
-@contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Raise what reading a task's data raises as errors for people."""
-    try:
-        yield
-    except (KeyError, UndefinedError) as error:
-        raise DataError(
-            f"the rows of the task '{name}' lack a field that it reads: {error}."
-        ) from error
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"cannot read the data of the task '{name}': {str(error).splitlines()[0].rstrip('.')}. "
-            "Without the hub, give the task a `dataset` with a copy as JSON lines."
-        ) from error
-
-
-def _silence() -> None:
-    """Only errors of the library, whose warnings say what is meant here."""
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-
-
-def rows_of(spec: dict[str, Any] | None, file: Path | None) -> list[Row] | None:
-    """The rows of a data set, if one is given."""
-    return None if spec is None else load_rows(spec, file)
-
-
-def cut(rows: list[Row] | None, field: str, count: int) -> list[Row]:
-    """Rows with the text in ``field`` cut to ``count`` words.
+    Args:
+        context: longest sequence in tokens.
+        folder: that the model was loaded from.
 
     Raises:
-        ConfigError: no rows were given, so there is nothing to cut.
-        DataError: rows without such a text.
+        ConfigError: a task that cannot be measured.
+        DataError: its data or the kernels are missing, damaged or of another model.
     """
-    if rows is None:
-        raise ConfigError("--max-words cuts the texts of a --dataset; give one.")
-    for row in rows:
-        if not isinstance(row.get(field), str):
-            raise DataError(f"there is no text to cut in '{field}'; fields: {', '.join(row)}.")
-    return [row | {field: first_words(row[field], count)} for row in rows]
-
-
-def prepare(args: argparse.Namespace) -> tuple[Any, list[Document]]:
-    """The task and its documents."""
-    rows = rows_of(args.dataset, args.dataset_file)
-    if args.max_words is not None:
-        rows = cut(rows, (args.dataset or {}).get("field", "text"), args.max_words)
-    pool = rows_of(args.shots_from, args.shots_file)
-    task = load_task(args.task, args.shots, rows, pool)
-    if args.max_words is not None and task.OUTPUT_TYPE != ROLLING:
-        raise ConfigError(f"--max-words is for tasks of whole texts; '{args.task}' is none.")
-    if task.OUTPUT_TYPE != ROLLING:
-        mean_metrics(task)  # refuses a task that has nothing to write before it is run
-    elif "word_perplexity" not in task.aggregation():
-        raise ConfigError(f"the task '{args.task}' has no word_perplexity in its metric_list.")
-    return task, documents(task, args.limit)
+    task, documents = question.load()
+    variants = compared.variants(model)
+    library = TeacherForced(model, tokenizer, context)
+    key = identity(
+        "harness",
+        folder,
+        compared.kernels,
+        task=question.task,
+        context=context,
+        dtype=str(model.dtype),
+        device=model.device.type,
+        requests=[[request.args for request in document.requests] for document in documents],
+        rows=[repr(document.doc) for document in documents],
+        library=version("lm_eval"),
+        **compared.matters,
+    )
+    journal = Journal(resume / f"{key}.jsonl")
+    done = {(row["method"], row["train_sparsity"], row["document"]) for row in journal.rows}
+    progress = Progress("harness", len(variants) * len(documents) - len(done))
+    for variant in variants:
+        with variant.attached(model, compared.scores):
+            for document in documents:
+                if (variant.method, variant.train_sparsity, document.name) in done:
+                    continue
+                values = measure(library, task, document)
+                journal.extend([variant.columns | {"document": document.name} | values])
+                shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
+                progress.step(f"{variant.method}: {shown}")
+    compared.save(out, journal.rows, "harness")
+    shutil.rmtree(resume, ignore_errors=True)

@@ -32,14 +32,17 @@ from ..experiment.methods import FULL, METHODS, label_of, policy_title
 from ..policies import Policy, get_policy
 from ..runtime.machine import hardware
 from ..runtime.progress import Progress
+from ..storage.files import save_table
 from .operators import (
     Kernels,
     Operator,
     bounded_attention,
+    copy_bandwidth,
     feature_maps,
     full_attention,
     products,
     timed,
+    untrained_kernels,
 )
 from .step_parts import step_parts
 
@@ -62,27 +65,32 @@ class Bench:
         """Where everything runs."""
         return self.model.device
 
-    def policy(self, contender: Contender) -> Policy:
-        """The policy of a contender that has one."""
-        assert contender.policy is not None
-        assert contender.budget is not None
+    @property
+    def room(self) -> int:
+        """Tokens of a prompt and its continuation."""
+        return self.setting.prompt + self.setting.new_tokens
+
+    def policy(self, contender: Contender) -> Policy | None:
+        """Return the policy of a contender; None for the full cache."""
+        if contender.policy is None or contender.budget is None:
+            return None
         return get_policy(contender.policy, contender.budget)
 
     def kernels_of(self, contender: Contender) -> Kernels | None:
-        """Kernels of all layers, or None; made anew, so that no one else's memory holds them."""
+        """Return kernels of all layers, or None; made anew: no one else's memory holds them."""
         make = self.kernels.get(contender.method)
         return None if make is None else make()
 
     def cache(self, contender: Contender) -> FullCache | LessCache:
-        """A fresh cache."""
-        if contender.method == FULL:
-            room = self.setting.prompt + self.setting.new_tokens
-            return FullCache(self.model.config, room, self.device)
-        return LessCache(self.model.config, self.policy(contender), self.kernels_of(contender))
+        """Return a fresh cache."""
+        policy = self.policy(contender)
+        if policy is None:
+            return FullCache(self.model.config, self.room, self.device)
+        return LessCache(self.model.config, policy, self.kernels_of(contender))
 
 
 def by_engine(bench: Bench, contender: Contender) -> dict[str, float]:
-    """Seconds of a whole continuation by the decode loop, and of a step."""
+    """Time a whole continuation by the decode loop, and a step of it, in seconds."""
     new = bench.setting.new_tokens
     engine = Engine(bench.model, bench.cache(contender), bench.setting.batch)
     engine.warm_up(bench.prompt, new)
@@ -92,7 +100,7 @@ def by_engine(bench: Bench, contender: Contender) -> dict[str, float]:
 
 
 def by_generate(bench: Bench, contender: Contender) -> dict[str, float]:
-    """Seconds of a whole continuation by the library's `generate`, its own full cache if any."""
+    """Time a whole continuation by the library's `generate`, its own full cache if any."""
 
     def run(prompt: torch.Tensor, new_tokens: int) -> float:
         cache = None if contender.method == FULL else bench.cache(contender)
@@ -115,7 +123,7 @@ RUNS: dict[str, Callable[[Bench, Contender], dict[str, float]]] = dict(
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has nothing left to do."""
+    """Wait until the device has nothing left to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -132,7 +140,7 @@ def release(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> float:
-    """The most memory held since :func:`release`: of torch on a GPU, else of the process."""
+    """Return the most memory held since :func:`release`: of torch on a GPU, else of the process."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device))
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
@@ -140,7 +148,7 @@ def peak_bytes(device: torch.device) -> float:
 
 
 def within_memory(run: Callable[[], Any], device: torch.device) -> Any:
-    """What ``run`` gives, or None where memory did not suffice; any other error is one."""
+    """Return what ``run`` gives, or None where memory did not suffice; any other error is one."""
     release(device)
     try:
         return run()
@@ -152,10 +160,10 @@ def within_memory(run: Callable[[], Any], device: torch.device) -> Any:
         return None
 
 
-def repetitions(
+def repeated(
     bench: Bench, contenders: Sequence[Contender], forms: Sequence[str], count: int
 ) -> Iterator[dict[str, Any]]:
-    """Rows of every repetition, contenders in turns; who has run out of memory is left out."""
+    """Yield rows of every repetition, contenders in turns; who ran out of memory is left out."""
     progress = Progress("latency", count * len(forms) * len(contenders))
     failed = set()
     for repetition in range(count):
@@ -164,21 +172,21 @@ def repetitions(
                 if (form, contender) in failed:
                     continue
                 run = RUNS[form]
-                found = within_memory(lambda: run(bench, contender), bench.device)  # noqa: B023
+                times = within_memory(lambda: run(bench, contender), bench.device)  # noqa: B023
                 row = asdict(contender) | {
                     "train_sparsity": contender.train_sparsity,
                     "form": form,
                     "repetition": repetition,
-                    "peak_bytes": None if found is None else peak_bytes(bench.device),
+                    "peak_bytes": None if times is None else peak_bytes(bench.device),
                 }
-                if found is None:
+                if times is None:
                     failed.add((form, contender))
-                yield row | (found or {"seconds": None})
+                yield row | (times or {"seconds": None})
                 progress.step(f"{name_of(contender)}, {form}")
 
 
 def name_of(contender: Contender) -> str:
-    """For people."""
+    """Name a contender for people."""
     label = label_of(contender.method, contender.train_sparsity)
     if contender.policy is None or contender.sparsity is None:
         return label
@@ -186,30 +194,29 @@ def name_of(contender: Contender) -> str:
 
 
 def parts_of(bench: Bench, contender: Contender) -> dict[str, float]:
-    """Seconds of a step by part; empty for the full cache, which is nothing but decoding."""
-    if contender.method == FULL:
+    """Return seconds of a step by part; empty for the full cache, which is nothing but decoding."""
+    policy = bench.policy(contender)
+    if policy is None:
         return {}
-    context = bench.setting.prompt + bench.setting.new_tokens
-    model, batch, policy = bench.model, bench.setting.batch, bench.policy(contender)
-    found = within_memory(
-        lambda: step_parts(model, policy, bench.kernels_of(contender), batch, context),
-        bench.device,
+    model, batch, room = bench.model, bench.setting.batch, bench.room
+    parts = within_memory(
+        lambda: step_parts(model, policy, bench.kernels_of(contender), batch, room), bench.device
     )
-    return {f"part.{part}": seconds for part, seconds in (found or {}).items()}
+    return {f"part.{part}": seconds for part, seconds in (parts or {}).items()}
 
 
 def operator_rows(
     bench: Bench, contenders: Sequence[Contender], steps: dict[Contender, float]
 ) -> Iterator[dict[str, Any]]:
-    """Each operator's bytes, operations and time; then whole decode steps and their floor."""
+    """Yield each operator's bytes, operations and time; then whole decode steps and their floor."""
     model, batch = bench.model, bench.setting.batch
-    context = bench.setting.prompt + bench.setting.new_tokens
 
     def attention(contender: Contender) -> Operator:
-        if contender.method == FULL:
-            return full_attention(model, batch, context)
-        name, policy = f"attention, {name_of(contender)}", bench.policy(contender)
-        return bounded_attention(name, model, policy, bench.kernels_of(contender), batch, context)
+        policy = bench.policy(contender)
+        if policy is None:
+            return full_attention(model, batch, bench.room)
+        name, kernels = f"attention, {name_of(contender)}", bench.kernels_of(contender)
+        return bounded_attention(name, model, policy, kernels, batch, bench.room)
 
     makers: dict[Any, Callable[[], Operator]] = {"products": partial(products, model, batch)}
     makers |= {contender: partial(attention, contender) for contender in contenders}
@@ -245,12 +252,12 @@ def operator_rows(
 
 
 def conditions(device: torch.device) -> dict[str, Any]:
-    """What the times were measured on and under."""
-    found = hardware()
+    """Return what the times were measured on and under."""
+    processor = hardware()["processor"]
     versions = {name: importlib.metadata.version(name) for name in VERSIONS}
     gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if gpu else found["processor"],
+        "device": torch.cuda.get_device_name(device) if gpu else processor,
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
         "clocks": gpu_clocks(device) if gpu else cpu_clock(),
@@ -259,7 +266,7 @@ def conditions(device: torch.device) -> dict[str, Any]:
 
 
 def gpu_clocks(device: torch.device) -> str:
-    """Clocks as they are, the highest there can be, and the driver."""
+    """Return clocks as they are, the highest there can be, and the driver."""
     fields = "clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,driver_version"
     index = device.index or 0
     command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader", f"--id={index}"]
@@ -272,16 +279,67 @@ def gpu_clocks(device: torch.device) -> str:
 
 
 def cpu_clock() -> str:
-    """The processor's clock as it is."""
+    """Return the processor's clock as it is."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    found = [line.split(":")[1].strip() for line in lines if line.startswith("cpu MHz")]
-    return f"{float(found[0]):.0f} MHz" if found else "unknown"
+    clocks = [line.split(":")[1].strip() for line in lines if line.startswith("cpu MHz")]
+    return f"{float(clocks[0]):.0f} MHz" if clocks else "unknown"
 
 
 def is_of(table: pd.DataFrame, contender: Contender) -> pd.Series:
-    """Which rows are a contender's."""
+    """Tell which rows are a contender's."""
     same = table["method"] == contender.method
     for key in ("policy", "sparsity"):
         value = getattr(contender, key)
         same &= table[key].isna() if value is None else table[key] == value
     return same
+
+
+@torch.no_grad()
+def measure_latency(
+    model: PreTrainedModel,
+    setting: Setting,
+    contenders: Sequence[Contender],
+    sizes: Mapping[str, int],
+    *,
+    repetitions: int,
+    forms: Sequence[str],
+    seed: int,
+    label: Mapping[str, Any],
+    out: Path,
+    operators: Path,
+) -> None:
+    """Write times, one row a repetition, and what they are made of, one row an operator.
+
+    Args:
+        model: enabled for a bounded cache.
+        sizes: of kernels, as of :func:`pipeline.kernels.get_kernel`.
+        forms: of :data:`pipeline.experiment.latency.FORMS`.
+        seed: of the prompt.
+        label: columns that every row carries.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = (setting.batch, setting.prompt)
+    prompt = torch.randint(0, model.config.vocab_size, size, generator=generator)
+    named = {c.method: METHODS[c.method].kernel for c in contenders if c.method != FULL}
+    kernels = {
+        method: partial(untrained_kernels, name, model, **sizes)
+        for method, name in named.items()
+        if name is not None
+    }
+    bench = Bench(model, setting, prompt.to(model.device), kernels)
+    before = conditions(bench.device)
+    table = pd.DataFrame(list(repeated(bench, contenders, forms, repetitions)))
+    measured = table[table["form"] == FORMS[0]].dropna(subset="seconds")
+    steps = {
+        contender: float(rows["step_seconds"].median())
+        for contender in contenders
+        if len(rows := measured[is_of(measured, contender)])
+    }
+    for contender in steps:
+        for part, seconds in parts_of(bench, contender).items():
+            table.loc[is_of(table, contender), part] = seconds
+    rows = pd.DataFrame(list(operator_rows(bench, contenders, steps)))
+    bandwidth = copy_bandwidth(bench.device)
+    common = {**label, **before, "copy_bytes_per_second": bandwidth}
+    save_table(operators, rows.assign(**common, repetitions=repetitions))
+    save_table(out, table.assign(**label), "latency")

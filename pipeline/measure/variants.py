@@ -1,77 +1,141 @@
-"""What a cell compares: methods, their budgets and their kernels."""
+"""What a cell compares: its methods as variants of one policy, each with its budget and kernels."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from transformers import PreTrainedModel
 
 from ..attention import attach
+from ..cache import LessCache
 from ..errors import ConfigError
+from ..eviction import Scores
 from ..experiment.methods import FULL, METHODS
-from ..kernels import Kernel, get_kernel
-from ..policies import get_policy
-from ..training.checkpoint import Heads, kernels_for
+from ..kernels import Kernel, get_kernel, layer_seed
+from ..policies import Policy, get_policy
+from ..storage.files import save_table
+from ..training.checkpoint import kernels_for
 from ..transformer.shape import model_shape
 
-Variant = tuple[str, float | None, int, list[Kernel] | None]
-"""A method with its train sparsity (if trained), budget in tokens, and kernels (if any)."""
 
+@dataclass(frozen=True)
+class Variant:
+    """A method as it is measured.
 
-def variants(args: argparse.Namespace, model: PreTrainedModel) -> list[Variant]:
-    """Everything a cell compares; kernels are where the model is.
-
-    Raises:
-        ConfigError: not one train sparsity for each file of kernels.
+    Attributes:
+        train_sparsity: that its kernels were trained at, if they were.
+        policy: with its budget; None for the full cache.
+        kernels: one a layer, or None for the policy alone.
     """
-    if len(args.kernels) != len(args.train_sparsities):
-        raise ConfigError(
-            f"{len(args.kernels)} --kernels have {len(args.train_sparsities)} --train-sparsities; "
-            "give one for each, in the same order."
-        )
-    shape = model_shape(model.config)
-    heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
-    found: list[Variant] = []
-    for name in args.methods:
-        method = METHODS[name]
-        budget = args.budget + (args.kernel_size // 2 if method.extra_tokens else 0)
-        if method.trained:
-            for sparsity, path in zip(args.train_sparsities, args.kernels, strict=True):
-                trained: list[Kernel] = list(kernels_for(model, path))
-                found.append((name, sparsity, budget, trained))
-        elif method.kernel is not None:
-            untrained: list[Kernel] = [
-                get_kernel(
-                    method.kernel, **vars(heads), kernel_size=args.kernel_size,
-                    seed=args.seed * 1009 + layer,
-                ).to(model.device)
-                for layer in range(shape.num_layers)
-            ]  # fmt: skip
-            found.append((name, None, budget, untrained))
-        else:
-            found.append((name, None, budget, None))
-    return found
+
+    method: str
+    train_sparsity: float | None = None
+    policy: Policy | None = None
+    kernels: Sequence[Kernel] | None = None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What names the variant in a row of measurements; the full cache has a budget of 0."""
+        budget = 0 if self.policy is None else self.policy.budget
+        return {
+            "method": self.method,
+            "train_sparsity": self.train_sparsity,
+            "budget": budget,
+        }
+
+    def attached(self, model: PreTrainedModel, scores: Scores) -> AbstractContextManager[Any]:
+        """Return a context in which ``model`` reads whole sequences as the variant does."""
+        if self.policy is None:
+            return nullcontext()
+        return attach(model, self.policy, self.kernels, scores)
+
+    def cache(self, model: PreTrainedModel) -> LessCache | None:
+        """Return a bounded cache, or None for the full one, which is the library's own."""
+        return None if self.policy is None else LessCache(model.config, self.policy, self.kernels)
 
 
-def compared(args: argparse.Namespace, model: PreTrainedModel) -> list[Variant]:
-    """What a cell measures: its variants under a policy, or the full cache.
+@dataclass(frozen=True)
+class Compared:
+    """What a measuring step is told to compare, under one policy or of the full cache.
 
-    Raises:
-        ConfigError: a policy without a budget or methods.
+    Attributes:
+        policy: name, or None for the full cache alone.
+        budget: tokens that the policy keeps before a method adds to them.
+        methods: names in :data:`pipeline.experiment.methods.METHODS`.
+        kernels: files of trained kernels, one for each of ``train_sparsities``.
+        kernel_size: R of the low-rank state.
+        seed: of random features.
+        label: columns that every row carries.
     """
-    if args.policy is None:
-        return [(FULL, None, 0, None)]
-    if args.budget is None or not args.methods:
-        raise ConfigError("a policy needs --budget and --methods.")
-    return variants(args, model)
 
+    policy: str | None = None
+    budget: int | None = None
+    scores: Scores = "cached"
+    methods: Sequence[str] = ()
+    kernels: Sequence[Path] = ()
+    train_sparsities: Sequence[float] = ()
+    kernel_size: int = 8
+    seed: int = 0
+    label: Mapping[str, Any] = field(default_factory=dict)
 
-def attached(
-    model: PreTrainedModel, args: argparse.Namespace, budget: int, kernels: list[Kernel] | None
-) -> AbstractContextManager[Any]:
-    """The model as a variant of the cell has it, within a ``with``."""
-    if args.policy is None:
-        return nullcontext()
-    return attach(model, get_policy(args.policy, budget), kernels, args.scores)
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Compared:
+        """Return what the options of :func:`pipeline.runtime.options.add_compared` say."""
+        return cls(**{name: getattr(args, name) for name in cls.__dataclass_fields__})
+
+    def __post_init__(self) -> None:
+        if self.policy is not None and (self.budget is None or not self.methods):
+            raise ConfigError("a policy needs --budget and --methods.")
+        if len(self.kernels) != len(self.train_sparsities):
+            raise ConfigError(
+                f"{len(self.kernels)} --kernels have {len(self.train_sparsities)} "
+                "--train-sparsities; give one for each, in the same order."
+            )
+
+    @property
+    def matters(self) -> dict[str, Any]:
+        """What rows depend on beside the content of the kernels, as plain data."""
+        names = ("policy", "budget", "scores", "methods", "train_sparsities", "kernel_size", "seed")
+        return {name: getattr(self, name) for name in names}
+
+    def variants(self, model: PreTrainedModel) -> list[Variant]:
+        """Return everything that is compared; kernels are where the model is.
+
+        Raises:
+            ConfigError: an unknown policy.
+            DataError: kernels of another model, or damaged ones.
+        """
+        if self.policy is None or self.budget is None:
+            return [Variant(FULL)]
+        shape = model_shape(model.config)
+        variants: list[Variant] = []
+        for name in self.methods:
+            method = METHODS[name]
+            policy = get_policy(self.policy, method.budget(self.budget, self.kernel_size))
+            if method.trained:
+                variants += [
+                    Variant(name, sparsity, policy, kernels_for(model, path))
+                    for sparsity, path in zip(self.train_sparsities, self.kernels, strict=True)
+                ]
+            elif method.kernel is not None:
+                sizes = {**vars(shape.heads), "kernel_size": self.kernel_size}
+                kernels = [
+                    get_kernel(method.kernel, **sizes, seed=layer_seed(self.seed, layer))
+                    for layer in range(shape.num_layers)
+                ]
+                kernels = [kernel.to(model.device) for kernel in kernels]
+                variants.append(Variant(name, None, policy, kernels))
+            else:
+                variants.append(Variant(name, None, policy))
+        return variants
+
+    def save(self, out: Path, rows: Sequence[Mapping[str, Any]], kind: str, **columns: Any) -> None:
+        """Write rows of measurements with the columns that all of them share."""
+        table = pd.DataFrame(rows).astype({"train_sparsity": float})
+        save_table(out, table.assign(policy=self.policy, **columns, **self.label), kind)

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 
-from ..experiment.methods import policy_title
+from ..experiment.methods import METHODS, policy_title
 
 FAINTEST = 1e-4
 """Probabilities below this are drawn as none."""
+COLUMNS = 3
+"""Maps of a head: full, sparse, corrected."""
 
 
 class Maps(NamedTuple):
@@ -29,21 +31,30 @@ class Maps(NamedTuple):
         """(layer, head) of every map, in the order that was asked for."""
         return [(layer, head) for layer, head in self.header["heads"]]
 
+    def titles(self, policy: str) -> dict[str, str]:
+        """Titles of a head's maps under a policy, by their kind."""
+        name, method = policy_title(policy), self.header["method"]
+        return {
+            "full": "Full cache",
+            policy: name,
+            f"{policy}+{method}": f"{name} + {METHODS[method].title}",
+        }
+
 
 def load_maps(paths: Sequence[Path]) -> list[Maps]:
-    """The maps of every file; a file's name is its model's."""
+    """Read the maps of every file; a file's name is its model's."""
     from ..storage.tensors import load_tensors  # only where there are maps: it brings torch
 
-    found = []
+    loaded = []
     for path in paths:
         tensors, header = load_tensors(path, "attention maps")
         maps = {name: tensor.float().numpy() for name, tensor in tensors.items()}
-        found.append(Maps(path.stem, maps, header))
-    return found
+        loaded.append(Maps(path.stem, maps, header))
+    return loaded
 
 
-def draw_maps(found: Sequence[Maps], policy: str, places: slice) -> Any:
-    """Full, sparse and LESS maps side by side, a row a head; None where there is none.
+def draw_maps(drawn: Sequence[Maps], policy: str, places: slice) -> Any:
+    """Draw full, sparse and corrected maps side by side, a row a head; None where there is none.
 
     Colours are logarithmic from :data:`FAINTEST`; black is what a query gives nothing to. Rows are
     queries, columns keys.
@@ -51,29 +62,29 @@ def draw_maps(found: Sequence[Maps], policy: str, places: slice) -> Any:
     Args:
         places: which of a model's heads.
     """
-    titles = {
-        "full": "Full cache",
-        policy: policy_title(policy),
-        f"{policy}+less": f"{policy_title(policy)} + LESS",
-    }
     rows = [
         (maps, layer, head)
-        for maps in found
+        for maps in drawn
         if policy in maps.header["policies"]
         for layer, head in maps.heads[places]
     ]
     if not rows:
         return None
     figure, axes = plt.subplots(
-        len(rows), len(titles), squeeze=False, sharex="row", sharey="row",
-        figsize=(2.6 * len(titles) + 1, 2.7 * len(rows) + 0.3), layout="constrained",
-    )  # fmt: skip
+        len(rows),
+        COLUMNS,
+        squeeze=False,
+        sharex="row",
+        sharey="row",
+        figsize=(2.6 * COLUMNS + 1, 2.7 * len(rows) + 0.3),
+        layout="constrained",
+    )
     colours = plt.get_cmap("inferno").with_extremes(bad="black", under="black")
     for line, (maps, layer, head) in zip(axes, rows, strict=True):
         tokens = maps.header["tokens"]
-        for axis, (kind, title) in zip(line, titles.items(), strict=True):
+        for axis, (kind, title) in zip(line, maps.titles(policy).items(), strict=True):
             shown = maps.maps.get(f"l{layer}.h{head}.{kind}")
-            if shown is None:  # without kernels there is no map with LESS
+            if shown is None:  # without kernels there is no corrected map
                 axis.set_visible(False)
                 continue
             axis.set_facecolor("white")
@@ -86,7 +97,7 @@ def draw_maps(found: Sequence[Maps], policy: str, places: slice) -> Any:
             axis.set_title(title, fontsize=9)
             axis.grid(False)
             axis.set_xlabel("key")
-        several = f"{maps.model}\n" if len(found) > 1 else ""
+        several = f"{maps.model}\n" if len(drawn) > 1 else ""
         line[0].set_ylabel(f"{several}layer {layer}, head {head}\nquery")
     figure.colorbar(image, ax=axes, label="attention probability", shrink=0.8, extend="min")
     return figure
@@ -97,7 +108,7 @@ ROUNDING = 1e-6
 
 
 def draw_spectrum(rows: pd.DataFrame) -> Any:
-    """Singular values of the residual beside the full output's, and the error a low rank leaves.
+    """Draw singular values of the residual beside the full output's, and what a low rank leaves.
 
     The sparse selection is top-k of each query's own row, as in the paper: no policy of a cache.
 
@@ -109,10 +120,10 @@ def draw_spectrum(rows: pd.DataFrame) -> Any:
     figure, axes = plt.subplots(
         len(groups), 2, squeeze=False, figsize=(8, 2.9 * len(groups) + 0.4), layout="constrained"
     )
-    for line, ((model, kept), found) in zip(axes, groups, strict=True):
-        spread(line[0], found, "full", "full attention output", "#000000")
-        spread(line[0], found, "residual", f"residual: full less top-{kept}", "#0072B2")
-        spread(line[1], found, "recovered", f"top-{kept} plus the residual at rank r", "#D55E00")
+    for line, ((model, kept), lines) in zip(axes, groups, strict=True):
+        spread(line[0], lines, "full", "full attention output", "#000000")
+        spread(line[0], lines, "residual", f"residual: full less top-{kept}", "#0072B2")
+        spread(line[1], lines, "recovered", f"top-{kept} plus the residual at rank r", "#D55E00")
         line[0].set_title(f"Spectrum, {model}", fontsize=9)
         line[0].set_xlabel("place of the singular value")
         line[0].set_ylabel("singular value / largest of full")
@@ -126,7 +137,7 @@ def draw_spectrum(rows: pd.DataFrame) -> Any:
 
 
 def spread(axis: Any, rows: pd.DataFrame, kind: str, label: str, colour: str) -> None:
-    """Median and middle half by index."""
+    """Draw the median and the middle half by index."""
     by_index = rows[rows["kind"] == kind].groupby("index")["value"]
     low, middle, high = (by_index.quantile(share) for share in (0.25, 0.5, 0.75))
     known = middle > ROUNDING

@@ -13,7 +13,7 @@ from ..training.checkpoint import join_kernels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv collect``."""
+    """Declare the options of ``less-kv collect``."""
     parser.add_argument("--kernels", type=Path, nargs="+", required=True, help="parts, in order")
     parser.add_argument("--curves", type=Path, nargs="+", required=True, help="parts, in order")
     parser.add_argument("--out", type=Path, required=True, help="kernels of all layers")

@@ -12,7 +12,7 @@ from ..storage.files import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv compare``."""
+    """Declare the options of ``less-kv compare``."""
     parser.add_argument("--tidy", type=Path, required=True)
     parser.add_argument(
         "--config", type=json.loads, required=True,

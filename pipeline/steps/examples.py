@@ -10,7 +10,7 @@ from ..storage.files import load_table, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv examples``."""
+    """Declare the options of ``less-kv examples``."""
     parser.add_argument("--cells", type=Path, nargs="+", required=True, help="from `summaries`")
     parser.add_argument("--count", type=int, default=4, help="documents of each cell")
     parser.add_argument("--out", type=Path, required=True, help="HTML; Markdown lies beside it")

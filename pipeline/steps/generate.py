@@ -7,7 +7,7 @@ import sys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv generate``."""
+    """Declare the options of ``less-kv generate``."""
     parser.add_argument("--model", required=True, help="transformers folder or hub id")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")

@@ -14,7 +14,7 @@ from ..report.style import STYLE, save
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv plot``."""
+    """Declare the options of ``less-kv plot``."""
     parser.add_argument("--tidy", type=Path, required=True)
     parser.add_argument("--curves", type=Path, nargs="*", default=[], help="loss curves")
     parser.add_argument("--maps", type=Path, nargs="*", default=[], help="attention maps, a model")

@@ -13,7 +13,7 @@ from ..text.prompts import choose_samples, get_template
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv prompts``."""
+    """Declare the options of ``less-kv prompts``."""
     parser.add_argument("--dataset", type=json.loads, required=True, help="data set, as JSON")
     parser.add_argument("--dataset-file", nargs="?", type=Path, help="that it is read from")
     parser.add_argument("--template", required=True, help="name in resources/prompts.yaml")

@@ -14,7 +14,7 @@ from ..storage.files import save_json, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv provenance``."""
+    """Declare the options of ``less-kv provenance``."""
     parser.add_argument("--config", type=json.loads, required=True, help="completed, as JSON")
     parser.add_argument("--config-hash", required=True)
     parser.add_argument(

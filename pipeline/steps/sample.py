@@ -6,15 +6,12 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-
-from ..storage.tensors import save_tensors
 from ..text.documents import load_documents
-from ..text.windows import sample_windows
+from ..text.windows import sample_windows, save_windows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv sample``."""
+    """Declare the options of ``less-kv sample``."""
     parser.add_argument("--dataset", type=json.loads, required=True, help="data set, as JSON")
     parser.add_argument("--dataset-file", nargs="?", type=Path, help="that it is read from")
     parser.add_argument("--model", type=Path, required=True, help="folder that holds the tokenizer")
@@ -33,11 +30,4 @@ def run(args: argparse.Namespace) -> None:
     windows = sample_windows(
         documents, load_tokenizer(args.model), args.length, args.count, args.seed, pack=args.pack
     )
-    save_tensors(
-        args.out,
-        {"tokens": windows.tokens, "words": torch.tensor(windows.words, dtype=torch.int32)},
-        "samples",
-        documents=windows.ids,
-        dataset=args.dataset,
-        seed=args.seed,
-    )
+    save_windows(args.out, windows, args.dataset, args.seed)

@@ -11,7 +11,7 @@ from ..runtime.status import REDRAW, describe, find
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv status``."""
+    """Declare the options of ``less-kv status``."""
     parser.add_argument(
         "where", nargs="?", default=".",
         help="results/<experiment>, the experiment's name, or the folder of the run, whose latest "

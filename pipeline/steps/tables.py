@@ -14,7 +14,7 @@ from ..storage.files import load_table, save_table, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv tables``."""
+    """Declare the options of ``less-kv tables``."""
     parser.add_argument("--tidy", type=Path, required=True)
     parser.add_argument("--curves", type=Path, nargs="*", default=[], help="loss curves")
     parser.add_argument(

@@ -24,7 +24,7 @@ from ..storage.files import load_table, save_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv tabulate``."""
+    """Declare the options of ``less-kv tabulate``."""
     parser.add_argument("--cells", type=Path, nargs="+", required=True, help="measured cells")
     parser.add_argument("--experiment", required=True)
     parser.add_argument("--config-hash", required=True)

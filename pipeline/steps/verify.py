@@ -16,7 +16,7 @@ from ..storage.files import load_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of ``less-kv verify``."""
+    """Declare the options of ``less-kv verify``."""
     parser.add_argument("results", type=Path, help="results/<experiment>")
 
 

@@ -10,14 +10,17 @@ import torch
 
 from ..errors import DataError
 
+QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Queries, keys and values."""
+
 
 def layer_file(folder: Path, layer: int) -> Path:
-    """The features of ``layer`` in a folder of dumps."""
+    """Return where the features of ``layer`` lie in a folder of dumps."""
     return folder / f"layer{layer:03d}.safetensors"
 
 
 def find_features(folders: list[Path], layer: int) -> Path:
-    """The feature file of ``layer``.
+    """Return the feature file of ``layer``.
 
     Raises:
         DataError: no folder holds it.
@@ -28,8 +31,9 @@ def find_features(folders: list[Path], layer: int) -> Path:
     raise DataError(f"no features of layer {layer} in {', '.join(map(str, folders))}.")
 
 
-def read_sequences(handle: Any, device: str) -> Iterator[tuple[torch.Tensor, ...]]:
-    """q (1, H, S, D), k, v (1, G, S, D), float32, one sequence after the other."""
+def read_sequences(handle: Any, device: str) -> Iterator[QKV]:
+    """Yield q (1, H, S, D), k, v (1, G, S, D), float32, one sequence after the other."""
     slices = [handle.get_slice(name) for name in ("q", "k", "v")]
     for row in range(slices[0].get_shape()[0]):
-        yield tuple(part[row : row + 1].float().to(device) for part in slices)
+        q, k, v = (part[row : row + 1].float().to(device) for part in slices)
+        yield q, k, v

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from ..errors import DataError
+from ..storage.tensors import save_tensors
 from .documents import Document
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def sample_windows(
     *,
     pack: bool = False,
 ) -> Windows:
-    """Random windows of ``length`` tokens, one from each document that is long enough.
+    """Return random windows of ``length`` tokens, one from each document that is long enough.
 
     A document's rank and where its window starts depend on ``seed`` and its id alone; the first in
     rank are taken, so order does not matter and fewer windows are a prefix of more. With ``pack``,
@@ -51,7 +53,7 @@ def sample_windows(
     packed_ids: list[str] = []
 
     def drawn(document: Document) -> tuple[float, random.Random]:
-        """Its rank, and what its place is drawn from: made anew, since each takes 2.5 kB."""
+        """Return its rank, and what its place is drawn from: made anew, since each takes 2.5 kB."""
         draw = random.Random(f"{seed} {document.id}")
         return draw.random(), draw
 
@@ -80,3 +82,10 @@ def sample_windows(
         )
     words = [len(str(tokenizer.decode(window)).split()) for window in tokens]
     return Windows(torch.tensor(tokens, dtype=torch.int32).reshape(-1, length), ids, words)
+
+
+def save_windows(path: Path, windows: Windows, dataset: Any, seed: int) -> None:
+    """Write ``tokens`` (N, length) and ``words`` (N,), int32; document ids are in the header."""
+    words = torch.tensor(windows.words, dtype=torch.int32)
+    tensors = {"tokens": windows.tokens, "words": words}
+    save_tensors(path, tensors, "samples", documents=windows.ids, dataset=dataset, seed=seed)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import DataError
-from ..kernels import LessKernel, get_kernel
+from ..errors import ConfigError, DataError
+from ..kernels import TrainableKernel, get_kernel
 from ..storage.tensors import load_tensors, save_tensors
-from ..transformer.shape import model_shape
+from ..transformer.shape import Heads, model_shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,20 +19,19 @@ if TYPE_CHECKING:
 KIND = "kernels"
 
 
-@dataclass(frozen=True)
-class Heads:
-    """The head layout kernels are built for."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-
-
 def save_kernels(
-    path: Path, kernels: Mapping[int, LessKernel], heads: Heads, build: Mapping[str, Any],
+    path: Path,
+    kernels: Mapping[int, TrainableKernel],
+    name: str,
+    heads: Heads,
+    build: Mapping[str, Any],
     **header: Any,
-) -> None:  # fmt: skip
-    """Write kernels by layer; ``build`` holds the sizes :func:`get_kernel` rebuilds them from.
+) -> None:
+    """Write kernels by layer, all of one ``name`` in :data:`pipeline.kernels.KERNELS`.
+
+    Args:
+        build: the sizes that :func:`get_kernel` makes them anew from.
+        header: further entries, plain data.
 
     Raises:
         DataError: a kernel holds numbers that are not finite.
@@ -46,7 +44,14 @@ def save_kernels(
         for name, value in kernel.state_dict().items()
     }
     save_tensors(
-        path, tensors, KIND, heads=vars(heads), build=dict(build), layers=sorted(kernels), **header
+        path,
+        tensors,
+        KIND,
+        kernel=name,
+        heads=vars(heads),
+        build=dict(build),
+        layers=sorted(kernels),
+        **header,
     )
 
 
@@ -55,8 +60,8 @@ def load_kernels(
     heads: Heads | None = None,
     num_layers: int | None = None,
     compute_dtype: torch.dtype = torch.float32,
-) -> list[LessKernel]:
-    """The kernels of all layers, in order, in evaluation mode.
+) -> list[TrainableKernel]:
+    """Return the kernels of all layers, in order, in evaluation mode.
 
     Args:
         heads, num_layers: of the model they are meant for; checked when given.
@@ -66,7 +71,7 @@ def load_kernels(
         DataError: not a kernel file, damaged, layers missing, or made for another model.
     """
     tensors, header = load_tensors(path, KIND)
-    if not {"layers", "heads", "build"} <= header.keys():
+    if not {"layers", "kernel", "heads", "build"} <= header.keys():
         raise DataError(f"{path} does not say in its header what its kernels are built for.")
     count = num_layers if num_layers is not None else len(header["layers"])
     if header["layers"] != list(range(count)):
@@ -83,36 +88,31 @@ def load_kernels(
         prefix = f"layers.{layer}."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         try:
-            kernel = _build(header, state, compute_dtype)
+            made_for = Heads(**header["heads"])
+            kernel = trainable(
+                header["kernel"], made_for, header["build"], compute_dtype=compute_dtype
+            )
             kernel.load_state_dict(state)
-        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        except (RuntimeError, TypeError, ConfigError) as error:
             raise DataError(f"{path}: layer {layer} does not fit its header ({error}).") from None
         _require_finite(kernel, f"{path}: layer {layer}")
         kernels.append(kernel.eval())
     return kernels
 
 
-def _build(
-    header: Mapping[str, Any], state: Mapping[str, torch.Tensor], compute_dtype: torch.dtype
-) -> LessKernel:
-    """A kernel of the header's sizes, once they are seen to be those of ``state``.
+def trainable(name: str, heads: Heads, sizes: Mapping[str, Any], **options: Any) -> TrainableKernel:
+    """Return a new kernel ``name`` for ``heads``; further arguments are those of get_kernel.
 
     Raises:
-        KeyError, TypeError, ValueError: they are not, or there are none.
+        ConfigError: unknown name, or a kernel that nothing trains.
     """
-    heads, build = Heads(**header["heads"]), header["build"]
-    width, rank = state["phi_w2"].shape[1:]
-    for name, count in (("phi", heads.num_heads), ("psi", heads.num_kv_heads)):
-        first, second = (tuple(state[f"{name}_{part}"].shape) for part in ("w1", "w2"))
-        if (first, second) != ((count, heads.head_dim, width), (count, width, rank)):
-            raise ValueError(f"{name} is {first} and {second}")
-    sizes = {"hidden_size": width, "kernel_size": rank}
-    if {**sizes, **build} != {**build, **sizes}:
-        raise ValueError(f"it is {rank} features of {width} hidden units")
-    return get_kernel("less", **vars(heads), **build, compute_dtype=compute_dtype)  # type: ignore[return-value]
+    kernel = get_kernel(name, **vars(heads), **sizes, **options)
+    if not isinstance(kernel, TrainableKernel):
+        raise ConfigError(f"the kernel '{name}' has nothing to train.")
+    return kernel
 
 
-def _require_finite(kernel: LessKernel, what: str) -> None:
+def _require_finite(kernel: TrainableKernel, what: str) -> None:
     """Refuse a kernel that would turn every output into NaN."""
     if not all(bool(value.isfinite().all()) for value in kernel.state_dict().values()):
         raise DataError(f"{what} holds numbers that are not finite; train it again.")
@@ -150,13 +150,12 @@ def _ranges(layers: Sequence[int]) -> str:
     return f"{layers[0]}..{layers[-1]} ({len(layers)})" if layers else "none"
 
 
-def kernels_for(model: PreTrainedModel, path: str | Path) -> list[LessKernel]:
-    """The kernels of all layers of ``model``, on its device, products in its dtype.
+def kernels_for(model: PreTrainedModel, path: str | Path) -> list[TrainableKernel]:
+    """Return the kernels of all layers of ``model``, on its device, products in its dtype.
 
     Raises:
         DataError: as :func:`load_kernels`, which checks them against the model.
     """
     shape = model_shape(model.config)
-    heads = Heads(shape.num_heads, shape.num_kv_heads, shape.head_dim)
-    kernels = load_kernels(path, heads, shape.num_layers, model.dtype)
+    kernels = load_kernels(path, shape.heads, shape.num_layers, model.dtype)
     return [kernel.to(model.device) for kernel in kernels]

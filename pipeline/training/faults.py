@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ..errors import DataError
-from ..kernels import LessKernel
+from ..kernels import TrainableKernel
 from .loop import Epoch
 
 
@@ -27,7 +25,7 @@ class Fault:
 
     @classmethod
     def of(cls, curve: Sequence[Epoch], sparse: float) -> Fault | None:
-        """The fault of a loss curve, if it has one; ``sparse`` is the sparse policy's loss."""
+        """Return the fault of a loss curve, or None; ``sparse`` is the sparse policy's loss."""
         # Epoch 0 is no training: its scalars are nearly 0, and so is what it can be better by.
         beaten = any(epoch.validation_loss < sparse for epoch in curve[1:])
         last = curve[-1]
@@ -38,21 +36,20 @@ class Fault:
         return None if beaten else cls("does not beat the sparse policy", True)
 
 
-@torch.no_grad()
-def make_sparse(kernel: LessKernel) -> None:
-    """Set s1 to 0, in place: psi and so the state are 0, and what is left is the sparse policy."""
-    kernel.s1.zero_()
+def _stop(kernel: TrainableKernel, why: str) -> None:
+    """Refuse to go on.
 
-
-def _stop(kernel: LessKernel, why: str) -> None:
+    Raises:
+        DataError: always.
+    """
     raise DataError(
         f"{why}, and `train.on_harm` is `stop`: train it on more text or with a lower learning "
         "rate, or choose `sparse`, which leaves the layer without a kernel."
     )
 
 
-ON_HARM: dict[str, Callable[[LessKernel, str], None]] = {
-    "sparse": lambda kernel, why: make_sparse(kernel),
+ON_HARM: dict[str, Callable[[TrainableKernel, str], None]] = {
+    "sparse": lambda kernel, why: kernel.silence(),
     "keep": lambda kernel, why: None,
     "stop": _stop,
 }

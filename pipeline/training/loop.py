@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from ..kernels import LessKernel
+from ..kernels import TrainableKernel
 from ..ops.low_rank import merge
 from ..storage.tensors import load_tensors, save_tensors
 from ..synthesis import low_rank_part
@@ -48,7 +48,7 @@ class Recipe:
 
 
 def loss_of(
-    prepared: Prepared, index: torch.Tensor, kernel: LessKernel | None, start: int = 0,
+    prepared: Prepared, index: torch.Tensor, kernel: TrainableKernel | None, start: int = 0,
     stride: int = 1,
 ) -> torch.Tensor:  # fmt: skip
     """Mean squared error after the output projection, over sequences ``index`` (B,).
@@ -111,7 +111,7 @@ def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
 
 
 @torch.no_grad()
-def evaluate(prepared: Prepared, indices: list[int], kernel: LessKernel | None) -> float:
+def evaluate(prepared: Prepared, indices: list[int], kernel: TrainableKernel | None) -> float:
     """Mean loss over sequences, one at a time."""
     losses = [loss_of(prepared, torch.tensor([i]), kernel) for i in indices]
     return float(torch.stack(losses).mean())
@@ -119,7 +119,7 @@ def evaluate(prepared: Prepared, indices: list[int], kernel: LessKernel | None) 
 
 def train_layer(
     prepared: Prepared,
-    kernel: LessKernel,
+    kernel: TrainableKernel,
     recipe: Recipe,
     resume: Path | None = None,
     report: Callable[[Epoch], None] = lambda epoch: None,
@@ -164,7 +164,7 @@ def train_layer(
         kernel.train()
         losses = []
         epoch_seed = recipe.seed * 1_000_003 + number
-        kernel.dropout.reseed(epoch_seed * 1_000_003)
+        kernel.reseed(epoch_seed * 1_000_003)
         for batch, start in _batches(training, recipe.batch_size, stride, epoch_seed):
             optimizer.zero_grad()
             loss = loss_of(prepared, batch, kernel, start, stride)

@@ -10,6 +10,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """The head layout that kernels are built for: H, G and D of every layer."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
 class Shape:
     """The numbers of a model that caches and kernels depend on."""
 
@@ -20,9 +29,14 @@ class Shape:
     hidden_size: int
     context: int
 
+    @property
+    def heads(self) -> Heads:
+        """The head layout of every layer."""
+        return Heads(self.num_heads, self.num_kv_heads, self.head_dim)
+
 
 def model_shape(config: PreTrainedConfig) -> Shape:
-    """The shape of a model from its config."""
+    """Return the shape of a model from its config."""
     heads = config.num_attention_heads
     if config.model_type == "falcon":  # its num_kv_heads only counts in the new layout
         shared = config.multi_query and not config.new_decoder_architecture

@@ -6,8 +6,9 @@ from pipeline.decoding.generate import Decoding, generate
 from pipeline.errors import ConfigError
 from pipeline.kernels import get_kernel
 from pipeline.policies import get_policy
-from pipeline.training.checkpoint import Heads, save_kernels
+from pipeline.training.checkpoint import save_kernels
 from pipeline.transformer.interface import enable
+from pipeline.transformer.shape import Heads
 from pipeline.transformer.weights import byte_tokenizer, load_model, materialise
 
 RANDOM = {
@@ -81,7 +82,7 @@ def test_command(tmp_path, capsys):
     materialise(RANDOM, folder)
     heads, build = Heads(4, 2, 8), {"kernel_size": 8, "hidden_size": 16}
     kernels = {i: get_kernel("less", **vars(heads), **build) for i in range(2)}
-    save_kernels(tmp_path / "kernels.safetensors", kernels, heads, build)
+    save_kernels(tmp_path / "kernels.safetensors", kernels, "less", heads, build)
     common = ["generate", "--model", str(folder), "--max-new-tokens", "8", "--prompt", PROMPTS[1]]
     bounded = ["--policy", "h2o", "--budget", "6"]
     with_kernels = [*bounded, "--kernels", str(tmp_path / "kernels.safetensors")]

@@ -11,7 +11,8 @@ from pipeline.ops.times import NEVER
 from pipeline.policies import get_policy
 from pipeline.storage.files import load_table
 from pipeline.storage.tensors import load_tensors, save_tensors
-from pipeline.training.checkpoint import Heads, save_kernels
+from pipeline.training.checkpoint import save_kernels
+from pipeline.transformer.shape import Heads
 
 HEADS, GROUPS, LENGTH, SIZE = 4, 2, 40, 8
 ALL = torch.arange(LENGTH)
@@ -159,7 +160,7 @@ def test_maps_step_writes_every_head_under_every_policy(tmp_path):
     heads = Heads(4, 2, 8)
     sizes = {"kernel_size": 4, "hidden_size": 8, "dropout": 0.0}
     kernels = {layer: get_kernel("less", **vars(heads), **sizes, seed=layer) for layer in range(2)}
-    save_kernels(tmp_path / "k.safetensors", kernels, heads, sizes)
+    save_kernels(tmp_path / "k.safetensors", kernels, "less", heads, sizes)
     tokens = torch.randint(0, 64, (2, 40), dtype=torch.int32)
     save_tensors(tmp_path / "s.safetensors", {"tokens": tokens}, "samples", documents=["a", "b"])
     words = ["--model", str(folder), "--samples", str(tmp_path / "s.safetensors"), "--budget", "8"]

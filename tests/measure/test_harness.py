@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM
 from pipeline.__main__ import main
 from pipeline.attention import attach
 from pipeline.errors import ConfigError, DataError
-from pipeline.measure import harness
+from pipeline.measure import harness, tasks
 from pipeline.policies import get_policy
-from pipeline.steps import harness as step
 from pipeline.transformer.weights import load_model, load_tokenizer, materialise
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +68,7 @@ def tokenizer(folder):
 @pytest.fixture(scope="module")
 def index():
     """The library's tasks and ours; reading them takes seconds."""
-    return lm_eval.tasks.TaskManager(include_path=str(harness.OWN_TASKS))
+    return lm_eval.tasks.TaskManager(include_path=str(tasks.OWN_TASKS))
 
 
 def stock(model, tokenizer, index, name, rows, shots=0, pool=None, context=CONTEXT, **options):
@@ -88,7 +87,7 @@ def stock(model, tokenizer, index, name, rows, shots=0, pool=None, context=CONTE
 
 @pytest.mark.parametrize("name", ["wikitext", "pg19", "boolq", "mutual", "arc_easy", "hellaswag"])
 def test_a_task_is_found_without_reading_all_of_them(index, name):
-    found = harness._manager(name)
+    found = tasks.manager_of(name)
     assert found.task_index[name].cfg == index.task_index[name].cfg
     assert len(found.all_subtasks) < len(index.all_subtasks) / 100
 
@@ -161,7 +160,7 @@ def test_ranks_of_mutual(folder, model, tokenizer, index):
 
 def test_ranks_by_hand():
     results = [(-3.0, False), (-5.0, True), (-1.0, False), (-4.0, False)]
-    found = {gold: list(harness.ranks({"answers": gold}, results).values()) for gold in "ABCD"}
+    found = {gold: list(tasks.ranks({"answers": gold}, results).values()) for gold in "ABCD"}
     assert found == {"A": [0, 1, 1 / 2], "B": [0, 0, 1 / 4], "C": [1, 1, 1], "D": [0, 0, 1 / 3]}
 
 
@@ -178,8 +177,8 @@ def test_the_librarys_ranks_still_need_correcting(index):
 def test_demonstrations_are_the_librarys(folder, model, tokenizer, index, shots):
     pool, rows = QUESTIONS[6:], QUESTIONS[:6]
     _, samples = stock(model, tokenizer, index, "boolq", rows, shots, pool)
-    task = harness.load_task("boolq", shots, rows, pool)
-    first, again = harness.documents(task), harness.documents(task)
+    task = tasks.load_task("boolq", shots, rows, pool)
+    first, again = tasks.documents(task), tasks.documents(task)
     for document, other, sample in zip(first, again, samples, strict=True):
         asked = [request.args for request in document.requests]
         assert asked == [tuple(arguments) for arguments in sample["arguments"]]
@@ -213,10 +212,10 @@ def test_rows_of_a_cell(folder, model, tokenizer):
     }  # fmt: skip
     assert table["train_sparsity"].isna().all()
     assert table.groupby("document")["nll"].nunique().loc["2"] == 3, "methods differ"
-    task = harness.load_task("pg19", 0, BOOKS)
+    task = tasks.load_task("pg19", 0, BOOKS)
     with attach(model, get_policy("h2o", 8), None, "cached"):
         library = harness.TeacherForced(model, tokenizer, CONTEXT)
-        found = [harness.measure(library, task, book) for book in harness.documents(task)]
+        found = [harness.measure(library, task, book) for book in tasks.documents(task)]
     assert [book["nll"] for book in found] == list(table["nll"][:3])
 
 
@@ -228,18 +227,18 @@ def test_a_smaller_budget_changes_the_numbers(folder):
 def test_killed_and_started_again(folder, monkeypatch):
     options = policy(8, "baseline", "performer")
     quiet = run(folder, "wikitext", "quiet", *options)
-    measured = []
+    measure, measured = harness.measure, []
 
     def killed(*args):
         if len(measured) == 4:
             raise KeyboardInterrupt
         measured.append(args)
-        return harness.measure(*args)
+        return measure(*args)
 
-    monkeypatch.setattr(step, "measure", killed)
+    monkeypatch.setattr(harness, "measure", killed)
     with pytest.raises(KeyboardInterrupt):
         run(folder, "wikitext", "killed", *options)
-    monkeypatch.setattr(step, "measure", lambda *a: measured.append(a) or harness.measure(*a))
+    monkeypatch.setattr(harness, "measure", lambda *a: measured.append(a) or measure(*a))
     measured.clear()
     again = run(folder, "wikitext", "killed", *options)
     assert len(measured) == 2 * 3 - 4
@@ -248,7 +247,7 @@ def test_killed_and_started_again(folder, monkeypatch):
 
 
 def test_documents_of_other_settings_are_not_taken_over(folder, monkeypatch):
-    monkeypatch.setattr(step.shutil, "rmtree", lambda *a, **k: None)
+    monkeypatch.setattr(harness.shutil, "rmtree", lambda *a, **k: None)
     first = run(folder, "pg19", "other")
     cut = run(folder, "pg19", "other", "--max-words", "20")
     assert list(cut["nll"]) != list(first["nll"])
@@ -267,8 +266,8 @@ def test_texts_are_cut_to_words(folder):
     ("count", "text"), [(1, " a"), (2, " a\n b"), (3, " a\n b  c"), (4, " a\n b  c ")]
 )
 def test_first_words(count, text):
-    assert harness.first_words(" a\n b  c ", count) == text.rstrip()
-    assert harness.first_words("  ", count) == "  "
+    assert tasks.first_words(" a\n b  c ", count) == text.rstrip()
+    assert tasks.first_words("  ", count) == "  "
 
 
 # --- what is refused -------------------------------------------------------------------------
@@ -285,26 +284,26 @@ def test_first_words(count, text):
 )
 def test_tasks_that_cannot_be_measured(name, message):
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
-        harness.load_task(name, 0, [{}])
+        tasks.load_task(name, 0, [{}])
 
 
 def test_a_task_of_texts_needs_word_perplexity(folder, capsys, monkeypatch):
-    load = harness.load_task
+    load = tasks.load_task
 
     def without(*args):
         task = load(*args)
         monkeypatch.setattr(task, "aggregation", lambda: {"bits_per_byte": None})
         return task
 
-    monkeypatch.setattr(harness, "load_task", without)
+    monkeypatch.setattr(tasks, "load_task", without)
     assert "'wikitext' has no word_perplexity" in said(capsys, folder, "wikitext")
 
 
 def test_rows_that_are_not_the_tasks(folder, capsys):
     with pytest.raises(DataError, match="rows of the task 'boolq' lack a field that it reads"):
-        harness.load_task("boolq", 0, [{"text": "x"}])
+        tasks.load_task("boolq", 0, [{"text": "x"}])
     with pytest.raises(DataError, match=r"rows of the task 'wikitext' lack a field .*page"):
-        harness.load_task("wikitext", 0, [{"text": "x"}])
+        tasks.load_task("wikitext", 0, [{"text": "x"}])
     spec = json.dumps({"source": "jsonl", "path": str(folder / "pg19.jsonl"), "field": "page"})
     message = said(capsys, folder, "pg19", "--dataset", spec, "--max-words", "9")
     assert "there is no text to cut in 'page'; fields: text, short_book_title" in message
@@ -314,7 +313,7 @@ def test_rows_that_are_not_the_tasks(folder, capsys):
 
 def test_a_hub_that_cannot_be_reached(folder, capsys, offline):
     with pytest.raises(DataError) as caught:
-        harness.load_task("pg19")
+        tasks.load_task("pg19")
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith("cannot read the data of the task 'pg19'")
@@ -336,8 +335,8 @@ def test_real_rows(folder, name, path, words):
     """Every document of a benchmark becomes requests; WikiText has the words it is known for."""
     if not DATA.is_dir():
         pytest.skip("no benchmark data here")
-    rows = harness.load_rows({"source": "jsonl", "path": path}, DATA / path)
-    found = harness.documents(harness.load_task(name, 0, rows))
+    rows = tasks.load_rows({"source": "jsonl", "path": path}, DATA / path)
+    found = tasks.documents(tasks.load_task(name, 0, rows))
     assert len(found) == len(rows)
     assert [document.name for document in found] == [str(i) for i in range(len(rows))]
     if words is not None:
@@ -364,10 +363,10 @@ def real(smollm2, tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     (folder / "model").symlink_to(smollm2, target_is_directory=True)
     for name, (path, count) in REAL.items():
-        rows = harness.load_rows({"source": "jsonl", "path": path}, DATA / path)
+        rows = tasks.load_rows({"source": "jsonl", "path": path}, DATA / path)
         rows = rows[:count]
         if name == "wikitext":
-            rows = [row | {"page": harness.first_words(row["page"], 700)} for row in rows]
+            rows = [row | {"page": tasks.first_words(row["page"], 700)} for row in rows]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 

@@ -42,7 +42,7 @@ def measure(folder, setting, **changes):
     paths = folder / f"{setting}.parquet", folder / f"{setting}.operators.parquet"
     options = {
         "weights": json.dumps(WEIGHTS), "setting": setting, "repetitions": 2,
-        "contenders": json.dumps(CONTENDERS), "kernel": '{"kernel_size": 8, "hidden_size": 8}',
+        "contenders": json.dumps(CONTENDERS), "sizes": '{"kernel_size": 8, "hidden_size": 8}',
         "label": json.dumps({"model": "tiny", "task": setting}), "out": paths[0],
         "operators": paths[1], **changes,
     }  # fmt: skip

@@ -35,7 +35,8 @@ def attention():
     return maps
 
 
-HEADER = {"heads": [list(pair) for pair in HEADS], "policies": ["h2o", "lambda"], "budget": 4,
+HEADER = {"heads": [list(pair) for pair in HEADS], "policies": ["h2o", "lambda"],
+          "method": "less", "budget": 4,
           "document": "d", "tokens": 4 * TOKENS}  # fmt: skip
 
 

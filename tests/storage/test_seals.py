@@ -21,8 +21,9 @@ from pipeline.storage.features import layer_file
 from pipeline.storage.files import load_sealed, load_table, save_sealed, save_table, whole
 from pipeline.storage.seals import UNSEALED
 from pipeline.storage.tensors import create_tensors, load_tensors, open_tensors, save_tensors
-from pipeline.training.checkpoint import Heads, load_kernels, save_kernels
+from pipeline.training.checkpoint import load_kernels, save_kernels
 from pipeline.transformer import weights as models
+from pipeline.transformer.shape import Heads
 from pipeline.transformer.weights import materialise
 
 ROOT = Path(__file__).parents[2]
@@ -278,7 +279,7 @@ def test_a_pickle_is_refused_and_does_nothing(tmp_path, monkeypatch, capsys):
 )
 def test_headers_that_lie_are_refused_before_anything_is_built(tmp_path, change):
     path = tmp_path / "k.safetensors"
-    save_kernels(path, {0: kernel()}, HEADS, BUILD)
+    save_kernels(path, {0: kernel()}, "less", HEADS, BUILD)
     tensors, header = load_tensors(path, "kernels")
     header.pop("kind")
     save_tensors(path, tensors, "kernels", **(header | change))
@@ -298,9 +299,9 @@ def test_kernels_that_are_not_finite_are_neither_written_nor_read(tmp_path, valu
     with torch.no_grad():
         broken.psi_w3[0, 0, 0] = value
     with pytest.raises(DataError, match=r"kernel of layer 0.* not finite; train it again"):
-        save_kernels(path, {0: broken}, HEADS, BUILD)
+        save_kernels(path, {0: broken}, "less", HEADS, BUILD)
     assert not path.exists()
-    save_kernels(path, {0: kernel()}, HEADS, BUILD)
+    save_kernels(path, {0: kernel()}, "less", HEADS, BUILD)
     tensors, header = load_tensors(path, "kernels")
     tensors["layers.0.s2"][0] = value
     header.pop("kind")
@@ -377,7 +378,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_dump(small_disk, dumping, monkeypa
 
     with monkeypatch.context() as patched:
         if when == "allocated":
-            patched.setattr("pipeline.steps.dump.create_tensors", filled_first)
+            patched.setattr("pipeline.transformer.features.create_tensors", filled_first)
         else:
             patched.setattr("pipeline.storage.tensors.seal", no_room)
         assert __main__.main([*dumping, str(out)]) == 1

@@ -11,9 +11,9 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.experiment.config import complete
 from pipeline.experiment.grid import task_cells
 from pipeline.experiment.methods import METHODS
+from pipeline.measure import summaries as step
 from pipeline.report.examples import as_html, as_markdown, sections
 from pipeline.runtime.journal import Journal
-from pipeline.steps import summaries as step
 from pipeline.text.documents import Pair
 from pipeline.text.prompts import choose_samples, get_template, templates
 from pipeline.text.rouge import ROUGE, rouge

@@ -8,9 +8,10 @@ from transformers import LlamaConfig
 from pipeline.errors import DataError
 from pipeline.experiment.methods import METHODS
 from pipeline.kernels import get_kernel
-from pipeline.measure.variants import variants
+from pipeline.measure.variants import Compared
 from pipeline.storage.tensors import load_tensors, save_tensors
-from pipeline.training.checkpoint import Heads, join_kernels, load_kernels, save_kernels
+from pipeline.training.checkpoint import join_kernels, load_kernels, save_kernels
+from pipeline.transformer.shape import Heads
 
 HEADS = Heads(4, 2, 8)
 BUILD = {"kernel_size": 4, "hidden_size": 16}
@@ -28,7 +29,7 @@ def kernel(layer):
 def write(path, layers, **header):
     losses = {str(layer): {"best": float(layer)} for layer in layers}
     kernels = {layer: kernel(layer) for layer in layers}
-    save_kernels(path, kernels, HEADS, BUILD, losses=losses, **(HEADER | header))
+    save_kernels(path, kernels, "less", HEADS, BUILD, losses=losses, **(HEADER | header))
     return path
 
 
@@ -52,19 +53,22 @@ def test_what_a_cell_compares_is_where_the_model_is(tmp_path):
         num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, hidden_size=32
     )
     model = SimpleNamespace(config=config, dtype=torch.bfloat16, device=torch.device("meta"))
-    args = SimpleNamespace(
-        methods=list(METHODS),
+    compared = Compared(
+        policy="h2o",
         budget=8,
+        methods=list(METHODS),
         kernel_size=4,
-        seed=0,
         kernels=[path],
         train_sparsities=[0.05],
     )
-    found = {method: kernels for method, _, _, kernels in variants(args, model)}
-    assert found.keys() == METHODS.keys()
-    for kernel in [*found["less"], *found["performer"]]:
+    variants = {variant.method: variant for variant in compared.variants(model)}
+    assert variants.keys() == METHODS.keys()
+    for kernel in [*variants["less"].kernels, *variants["performer"].kernels]:
         assert {x.device.type for x in kernel.state_dict().values()} == {"meta"}
-    assert all(kernel.compute_dtype == torch.bfloat16 for kernel in found["less"])
+    assert all(kernel.compute_dtype == torch.bfloat16 for kernel in variants["less"].kernels)
+    budgets = {method: variant.policy.budget for method, variant in variants.items()}
+    assert budgets == {"baseline": 8, "baseline_plus": 10, "performer": 8, "less": 8}
+    assert {variant.train_sparsity for variant in variants.values()} == {None, 0.05}
 
 
 def test_parts_join_into_what_one_job_writes(tmp_path):

@@ -15,17 +15,18 @@ from pipeline.cache import LessCache
 from pipeline.eviction import evicted_at
 from pipeline.kernels import get_kernel
 from pipeline.policies import get_policy
-from pipeline.steps import train
 from pipeline.storage.features import layer_file
 from pipeline.storage.files import load_table
 from pipeline.storage.seals import discard_marked
 from pipeline.storage.tensors import load_tensors, save_tensors
 from pipeline.synthesis import sparse_part, synthesize
-from pipeline.training.checkpoint import Heads, load_kernels
-from pipeline.training.faults import Fault, make_sparse
+from pipeline.training import layers
+from pipeline.training.checkpoint import load_kernels
+from pipeline.training.faults import Fault
 from pipeline.training.loop import Epoch, Recipe, train_layer
 from pipeline.training.prepare import prepare
 from pipeline.transformer.interface import enable
+from pipeline.transformer.shape import Heads
 
 HEADS, BUILD = Heads(4, 2, 8), {"kernel_size": 4, "hidden_size": 16}
 
@@ -90,7 +91,7 @@ def train_words(folder, features, *more):
     save_tensors(layer_file(folder / "features", 0), features, "features", layer=0)
     return [
         "train", "--features", str(folder / "features"), "--layers", "0", "1", "--policy", "h2o",
-        "--budget", str(BUDGET), "--kernel", json.dumps(BUILD), "--resume", str(folder / "resume"),
+        "--budget", str(BUDGET), "--sizes", json.dumps(BUILD), "--resume", str(folder / "resume"),
         "--out", str(folder / "k"), "--curves", str(folder / "curves"), *more,
     ]  # fmt: skip
 
@@ -105,7 +106,7 @@ BAD = ["--recipe", '{"epochs": 3, "learning_rate": 1e30, "validation": 0.25}']
 
 def test_a_layer_that_is_harmed_becomes_sparse(tmp_path, monkeypatch, capsys):
     """Adam at 1e30 leaves nothing but the untrained kernel, here told to be no better than none."""
-    monkeypatch.setattr(train, "evaluate", lambda *args: 1e-9)
+    monkeypatch.setattr(layers, "evaluate", lambda *args: 1e-9)
     assert __main__.main(train_words(tmp_path, features(), *BAD)) == 0
     assert "layer 0 diverged in epoch 1" in capsys.readouterr().err
     (found,) = load_kernels(tmp_path / "k", HEADS, 1)
@@ -119,7 +120,7 @@ def test_a_layer_that_is_harmed_becomes_sparse(tmp_path, monkeypatch, capsys):
 
 
 def test_a_harmed_layer_is_kept_or_stops_the_job_if_told_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "evaluate", lambda *args: 1e-9)
+    monkeypatch.setattr(layers, "evaluate", lambda *args: 1e-9)
     assert __main__.main([*train_words(tmp_path, features(), *BAD), "--on-harm", "keep"]) == 0
     assert (load_kernels(tmp_path / "k")[0].s1 == 1e-4).all()
     assert set(load_table(tmp_path / "curves")["became"]) == {"keep"}
@@ -166,7 +167,7 @@ def test_a_damaged_state_is_named_and_then_made_again(tmp_path, monkeypatch, cap
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "save_kernels", stop)
+        patched.setattr(layers, "save_kernels", stop)
         with pytest.raises(KeyboardInterrupt):
             __main__.main(words)
     (state,) = (tmp_path / "resume").iterdir()
@@ -187,8 +188,8 @@ def test_a_state_of_other_features_or_code_is_not_resumed(tmp_path, monkeypatch,
     def epochs(made, code="one"):
         words = train_words(tmp_path, made, *recipe)
         with monkeypatch.context() as patched:
-            patched.setattr(train, "save_kernels", mock.Mock(side_effect=KeyboardInterrupt))
-            patched.setattr(train, "code_of", lambda step: code)
+            patched.setattr(layers, "save_kernels", mock.Mock(side_effect=KeyboardInterrupt))
+            patched.setattr(layers, "code_of", lambda step: code)
             with pytest.raises(KeyboardInterrupt):
                 __main__.main(words)
         return capsys.readouterr().err.count("epoch")
@@ -205,7 +206,7 @@ def test_a_state_of_other_features_or_code_is_not_resumed(tmp_path, monkeypatch,
 
 def sparse_kernel():
     made = kernel().eval()
-    make_sparse(made)
+    made.silence()
     return made
 
 

@@ -495,7 +495,7 @@ def train_words(folder, name):
     return [
         sys.executable, "-m", "pipeline", "--threads", "1", "train", "--features",
         str(folder / "features"), "--layers", "0", "1", "--policy", "h2o", "--budget", "20",
-        "--kernel", '{"hidden_size": 64}', "--recipe", '{"epochs": 14, "validation": 0.25}',
+        "--sizes", '{"hidden_size": 64}', "--recipe", '{"epochs": 14, "validation": 0.25}',
         "--resume", str(folder / name / "unfinished"),
         "--out", str(folder / name / "k.safetensors"),
         "--curves", str(folder / name / "curves.parquet"),

@@ -528,7 +528,7 @@ def latency_arguments(wildcards):
     words = ["--dtype", model["dtype"], "--device", DEVICE, "--setting", setting.name]
     words += ["--contenders", json.dumps(found), "--repetitions", study["repetitions"]]
     sizes = {key: TRAIN["kernel"][key] for key in ("kernel_size", "hidden_size")}
-    words += ["--kernel", json.dumps(sizes), "--seed", SEED]
+    words += ["--sizes", json.dumps(sizes), "--seed", SEED]
     words += ["--forms", *latency.FORMS[: 2 if study["generate"] else 1]]
     label = {"model": wildcards.model, "task": setting.name}
     label["measured_by"] = measured_by(wildcards.model, "latency")

@@ -40,7 +40,7 @@ rule train:
     shell:
         "python -m pipeline --threads {threads} train --features {input:q} --layers {params.layers}"
         " --policy {wildcards.policy} --budget {params.budget} --scores {params.scores}"
-        " --kernel {params.kernel:q} --recipe {params.recipe:q} --on-harm {params.on_harm}"
+        " --sizes {params.kernel:q} --recipe {params.recipe:q} --on-harm {params.on_harm}"
         " --compute-dtype {params.dtype} --device {params.device} --seed {params.seed}"
         " --resume {params.resume:q} --out {output.kernels:q} --curves {output.curves:q}"
         " > {log:q} 2>&1"

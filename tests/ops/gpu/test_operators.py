@@ -47,7 +47,6 @@ from pipeline.ops.slots import Slots, by_head
 from pipeline.ops.times import NEVER
 from pipeline.policies import get_policy
 from pipeline.synthesis import correct
-from pipeline.training.faults import make_sparse
 from pipeline.transformer.interface import enable
 from pipeline.transformer.weights import load_model
 
@@ -510,7 +509,7 @@ def test_without_a_memory_all_is_the_sparse_policy(scale):
     times = evicted_at(*case.qkv[:2], case.policy, case.scores, case.prompt).to(DEVICE)
     q, k, v = (x.to(DEVICE) for x in case.qkv)
     kernel = strong_kernel(case).to(DEVICE)
-    make_sparse(kernel)
+    kernel.silence()
     whole = gpu.synthesize(q, k, v, times, kernel)
     torch.testing.assert_close(whole, synthesis.sparse_part(q, k, v, times)[0], **CLOSE)
     reader, sparse = (Reader(case, torch.tensor([0]), each) for each in (kernel, None))
