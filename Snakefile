@@ -26,15 +26,16 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/site.smk"
 include: "workflow/rules/model.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/features.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/harness.smk"
-include: "workflow/rules/summaries.smk"
 include: "workflow/rules/latency.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/summaries.smk"
 
 
 localrules:
@@ -59,11 +60,11 @@ rule all:
 
 
 # A part of the grid that a long experiment can be run by: the measurements of one policy.
-for policy in GRID["policies"]:
+for policy in CONFIG["grid"]["policies"]:
 
     rule:
         name:
             f"policy_{policy}"
         input:
-            [cell_file(cell) for cell in grid.cells_of_policy(CONFIG, policy)],
+            [paths.cell_file(CONFIG, cell) for cell in grid.cells_of_policy(CONFIG, policy)],
         localrule: True

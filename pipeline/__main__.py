@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
+from typing import Any
 
 from . import __version__
 from .errors import DamagedError, LessError
@@ -38,6 +40,7 @@ STEPS: dict[str, str] = {
 }
 
 
+SPEC = "--spec"
 READERS = ("generate", "verify")
 """Steps that are no part of a run."""
 
@@ -52,11 +55,12 @@ def main(argv: list[str] | None = None) -> int:
         "--threads", type=int, default=0, help="processor threads to use (default: all)"
     )
     commands = parser.add_subparsers(dest="step", required=True, metavar="step")
-    argv = sys.argv[1:] if argv is None else argv
+    argv = with_options(sys.argv[1:] if argv is None else argv)
     for name, text in STEPS.items():
         command = commands.add_parser(name, help=text, description=text)
         if name in argv:  # only the chosen step is imported: start-up stays short
             importlib.import_module(f".steps.{name}", __package__).add_arguments(command)
+            command.add_argument(SPEC, metavar="JSON", help="options as a JSON object, as of rules")
     args = parser.parse_args(argv)
     if args.threads:
         limit_threads(args.threads)
@@ -67,6 +71,36 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}{_mark(error, args.step)}", file=sys.stderr)
         return 1
     return 0
+
+
+def with_options(argv: list[str]) -> list[str]:
+    """Return a command line with the options of ``--spec JSON`` in its place, as words.
+
+    Those that follow it count more. Nothing is an option of null, false or an empty list.
+    """
+    if SPEC not in argv[:-1]:
+        return argv
+    place = argv.index(SPEC)
+    try:
+        options = json.loads(argv[place + 1])
+    except json.JSONDecodeError:
+        options = None
+    if not isinstance(options, dict):
+        return argv  # refused as an option's value
+    words = [word for name, value in options.items() for word in _words(name, value)]
+    return [*argv[:place], *words, *argv[place + 2 :]]
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """Return an option as words of a command line; objects, and lists of them, stay JSON."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None or value is False or value == []:
+        return []
+    if value is True:
+        return [option]
+    if isinstance(value, list) and not isinstance(value[0], dict):
+        return [option, *map(str, value)]
+    return [f"{option}={value if isinstance(value, str) else json.dumps(value)}"]
 
 
 def _mark(error: LessError, step: str) -> str:

@@ -20,7 +20,7 @@ from ..experiment.methods import FULL, METHODS
 from ..kernels import Kernel, get_kernel, layer_seed
 from ..policies import Policy, get_policy
 from ..storage.files import save_table
-from ..training.checkpoint import kernels_for
+from ..training.checkpoint import kernel_in, kernels_for
 from ..transformer.shape import model_shape
 
 
@@ -122,6 +122,7 @@ class Compared:
                 variants += [
                     Variant(name, sparsity, policy, kernels_for(model, path))
                     for sparsity, path in zip(self.train_sparsities, self.kernels, strict=True)
+                    if kernel_in(path) == method.kernel
                 ]
             elif method.kernel is not None:
                 sizes = {**vars(shape.heads), "kernel_size": self.kernel_size}

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import ConfigError, DataError
 from ..kernels import TrainableKernel, get_kernel
-from ..storage.tensors import load_tensors, save_tensors
+from ..storage.tensors import load_tensors, open_tensors, save_tensors
 from ..transformer.shape import Heads, model_shape
 
 if TYPE_CHECKING:
@@ -98,6 +98,17 @@ def load_kernels(
         _require_finite(kernel, f"{path}: layer {layer}")
         kernels.append(kernel.eval())
     return kernels
+
+
+def kernel_in(path: str | Path) -> str:
+    """Return the name of the kernels in a file.
+
+    Raises:
+        DataError: not a kernel file, or damaged.
+    """
+    with open_tensors(path, KIND) as (_, header):
+        name: str = header.get("kernel", "")
+        return name
 
 
 def trainable(name: str, heads: Heads, sizes: Mapping[str, Any], **options: Any) -> TrainableKernel:

@@ -1,12 +1,18 @@
 # Windows of tokens, for training and for evaluation.
 
 
+def sample_spec(wildcards):
+    """Parameter: which windows to cut."""
+    which = (wildcards.model, wildcards.dataset, int(wildcards.windows), bool(wildcards.packed))
+    return as_json(commands.sample(CONFIG, *which))
+
+
 rule sample:
     input:
-        text=windows_source,
-        model=SCRATCH / "models" / "{model}",
+        text=lambda wildcards: files_of(wildcards.dataset),
+        model=PATHS.model("{model}"),
     output:
-        SCRATCH / "samples" / "{model}" / "{dataset}-{windows}{packed}.safetensors",
+        PATHS.samples("{model}", "{dataset}", "{windows}", "{packed}"),
     log:
         LOGS / "sample" / "{model}" / "{dataset}-{windows}{packed}.log",
     benchmark:
@@ -16,13 +22,8 @@ rule sample:
         mem_mb=memory(3000),
         runtime=minutes(60),
     params:
-        dataset=lambda wildcards: json.dumps(CONFIG["datasets"][wildcards.dataset], sort_keys=True),
-        length=lambda wildcards: MODELS[wildcards.model]["context"],
-        pack=lambda wildcards: "--pack" if wildcards.packed else "",
-        seed=SEED,
+        spec=sample_spec,
         code=code_of("sample"),
     shell:
-        "python -m pipeline --threads {threads} sample --dataset {params.dataset:q}"
-        " --dataset-file {input.text:q} --model {input.model:q} --length {params.length}"
-        " --count {wildcards.windows} {params.pack} --seed {params.seed} --out {output:q}"
-        " > {log:q} 2>&1"
+        "python -m pipeline --threads {threads} sample --spec {params.spec:q}"
+        " --dataset-file {input.text:q} --model {input.model:q} --out {output:q} > {log:q} 2>&1"

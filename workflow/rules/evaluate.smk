@@ -1,17 +1,23 @@
-# Measurements: every cell of the grid by every method, and the full cache beside it.
+# Measurements of text in windows: every cell by every method, the full cache as one of them.
+
+
+def windows_of(wildcards):
+    """Input: windows of a task's data set, or of fidelity's."""
+    name = wildcards.get("task")
+    return PATHS.samples_of(wildcards.model, TASKS[name] if name else CONFIG["fidelity"])
 
 
 rule evaluate:
     input:
-        model=SCRATCH / "models" / "{model}",
-        samples=task_samples,
+        model=PATHS.model("{model}"),
+        samples=windows_of,
         kernels=trained_kernels,
     output:
-        SCRATCH / "evaluations" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.parquet",
+        SCRATCH / "evaluations" / "{model}" / "{task}" / "{cell}.parquet",
     log:
-        LOGS / "evaluate" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.log",
+        LOGS / "evaluate" / "{model}" / "{task}" / "{cell}.log",
     benchmark:
-        BENCHMARKS / "evaluate" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.tsv"
+        BENCHMARKS / "evaluate" / "{model}" / "{task}" / "{cell}.tsv"
     threads: 1
     resources:
         mem_mb=model_memory,
@@ -19,36 +25,21 @@ rule evaluate:
         gpu=GPUS,
     params:
         step="evaluate",
-        dtype=lambda wildcards: MODELS[wildcards.model]["dtype"],
-        device=DEVICE,
-        cell=cell_arguments,
-        label=cell_label,
+        spec=measure_spec,
         code=code_of("evaluate"),
     shell:
-        "python -m pipeline --threads {threads} {params.step} --model {input.model:q}"
-        " --dtype {params.dtype} --device {params.device} --samples {input.samples:q}"
-        " {params.cell} --kernels {input.kernels:q} --label {params.label:q} --out {output:q}"
-        " > {log:q} 2>&1"
-
-
-use rule evaluate as evaluate_full with:
-    output:
-        SCRATCH / "evaluations" / "{model}" / "{task}" / "full.parquet",
-    log:
-        LOGS / "evaluate" / "{model}" / "{task}" / "full.log",
-    benchmark:
-        BENCHMARKS / "evaluate" / "{model}" / "{task}" / "full.tsv"
-    params:
-        cell="",
+        "python -m pipeline --threads {threads} {params.step} --spec {params.spec:q}"
+        " --model {input.model:q} --samples {input.samples:q} --kernels {input.kernels:q}"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 use rule evaluate as fidelity with:
     output:
-        SCRATCH / "fidelity" / "{model}" / "{policy}-{sparsity}.parquet",
+        SCRATCH / "fidelity" / "{model}" / "{cell}.parquet",
     log:
-        LOGS / "fidelity" / "{model}" / "{policy}-{sparsity}.log",
+        LOGS / "fidelity" / "{model}" / "{cell}.log",
     benchmark:
-        BENCHMARKS / "fidelity" / "{model}" / "{policy}-{sparsity}.tsv"
+        BENCHMARKS / "fidelity" / "{model}" / "{cell}.tsv"
     params:
         step="fidelity",
         code=code_of("fidelity"),
@@ -56,12 +47,14 @@ use rule evaluate as fidelity with:
 
 rule maps:
     input:
-        model=SCRATCH / "models" / "{model}",
-        samples=map_samples,
-        kernels=map_kernels,
+        model=PATHS.model("{model}"),
+        samples=lambda wildcards: PATHS.samples_of(wildcards.model, CONFIG["maps"]),
+        kernels=lambda wildcards: [
+            PATHS.kernels(training) for training in commands.map_trainings(CONFIG, wildcards.model)
+        ],
     output:
-        maps=SCRATCH / "maps" / "{model}.safetensors",
-        spectrum=SCRATCH / "maps" / "{model}.spectrum.parquet",
+        maps=PATHS.maps("{model}", "safetensors"),
+        spectrum=PATHS.maps("{model}", "spectrum.parquet"),
     log:
         LOGS / "maps" / "{model}.log",
     benchmark:
@@ -72,12 +65,9 @@ rule maps:
         runtime=minutes(60),
         gpu=GPUS,
     params:
-        dtype=lambda wildcards: MODELS[wildcards.model]["dtype"],
-        device=DEVICE,
-        shown=map_arguments,
+        spec=lambda wildcards: as_json(commands.maps(CONFIG, wildcards.model)),
         code=code_of("maps"),
     shell:
-        "python -m pipeline --threads {threads} maps --model {input.model:q} --dtype {params.dtype}"
-        " --device {params.device} --samples {input.samples:q} {params.shown}"
-        " --kernels {input.kernels:q} --out {output.maps:q} --spectrum {output.spectrum:q}"
-        " > {log:q} 2>&1"
+        "python -m pipeline --threads {threads} maps --spec {params.spec:q} --model {input.model:q}"
+        " --samples {input.samples:q} --kernels {input.kernels:q} --out {output.maps:q}"
+        " --spectrum {output.spectrum:q} > {log:q} 2>&1"

@@ -1,15 +1,24 @@
 # Attention features on disk, a folder for each bundle of layers.
 
+from pipeline.experiment.cost import bundles_at_once
+
+# Features are by far the largest files; without `dump.keep` they go once every layer is trained.
+kept_or_temporary = (lambda path: path) if CONFIG["dump"]["keep"] else temp
+
+
+def room_for(wildcards):
+    """Input: kernels whose training frees the disk for a bundle of layers, if disk is bounded."""
+    part, at_once = int(wildcards.part), bundles_at_once(CONFIG)
+    return paths.freed_by(CONFIG, wildcards.model, part, at_once)
+
 
 rule dump:
     input:
-        model=SCRATCH / "models" / "{model}",
-        samples=lambda wildcards: samples_of(
-            wildcards.model, TRAIN["dataset"], TRAIN["sequences"], TRAIN["pack"]
-        ),
-        room=dump_after,
+        model=PATHS.model("{model}"),
+        samples=lambda wildcards: PATHS.samples_of(wildcards.model, CONFIG["train"]),
+        room=room_for,
     output:
-        kept_or_temporary(directory(SCRATCH / "features" / "{model}" / "part{part}")),
+        kept_or_temporary(directory(PATHS.features("{model}", "{part}"))),
     log:
         LOGS / "dump" / "{model}" / "part{part}.log",
     benchmark:
@@ -20,11 +29,8 @@ rule dump:
         runtime=minutes(240),
         gpu=GPUS,
     params:
-        layers=lambda wildcards: dump_ranges(wildcards.model)[int(wildcards.part)],
-        dtype=lambda wildcards: MODELS[wildcards.model]["dtype"],
-        device=DEVICE,
+        spec=lambda wildcards: as_json(commands.dump(CONFIG, wildcards.model, int(wildcards.part))),
         code=code_of("dump"),
     shell:
-        "python -m pipeline --threads {threads} dump --model {input.model:q}"
-        " --dtype {params.dtype} --device {params.device} --samples {input.samples:q}"
-        " --layers {params.layers} --out {output:q} > {log:q} 2>&1"
+        "python -m pipeline --threads {threads} dump --spec {params.spec:q} --model {input.model:q}"
+        " --samples {input.samples:q} --out {output:q} > {log:q} 2>&1"

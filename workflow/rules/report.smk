@@ -1,9 +1,73 @@
 # From measurements to what people look at: the tidy table, tables, figures, provenance.
 
+import shlex
+
+from pipeline.storage.files import sha256
+
+PAPER = sha256(commands.RESOURCES / "paper.yaml")
+
+
+def titled(title):
+    """Labels of a result in the report: its title alone.
+
+    A further label that halves a category (three tables, three figures) becomes a switch there,
+    and the page breaks over a title that exists on one side of it (Snakemake 9).
+    """
+    return {"shows": title}
+
+
+def told(options):
+    """Parameter: a specification, whose braces are no wildcards."""
+    return lambda wildcards: as_json(options)
+
+
+def tables():
+    """Every table in every format."""
+    return results("tables/{name}.{form}", name=TABLES, form=["md", "csv", "tex", "html"])
+
+
+def figures():
+    """Every figure in both formats."""
+    return results("figures/{name}.{form}", name=FIGURES, form=["svg", "png"])
+
+
+def examples():
+    """Generated summaries side by side, if there are any."""
+    wanted = any(task["kind"] == "summaries" for task in TASKS.values())
+    return results("examples.{form}", form=["html", "md"] if wanted else [])
+
+
+def comparison():
+    """The paper's numbers beside ours."""
+    return results("paper_vs_ours.{form}", form=["html", "md"])
+
+
+def hashed_inputs():
+    """What a run is traced by: downloads and local texts, weights, samples, prompts, kernels."""
+    texts = {file for dataset in paths.texts_read(CONFIG) for file in files_of(dataset)}
+    made = {*texts, *paths.made_inputs(CONFIG)}
+    return [*sorted(made, key=str), *map(PATHS.kernels, grid.trainings(CONFIG))]
+
+
+def longest_commands():
+    """Words of the commands that take the most files."""
+    yield paths.measured(CONFIG)
+    yield [as_json(CONFIG), *hashed_inputs(), *tables(), *figures()]
+    for training in grid.trainings(CONFIG):
+        yield [*paths.parts_of(CONFIG, training, "safetensors")] * 2
+
+
+# Linux takes 128 KiB; better said before a run than at its end.
+if any(sum(len(shlex.quote(str(w))) + 1 for w in words) > 120_000 for words in longest_commands()):
+    raise WorkflowError(
+        "configuration: the files of this experiment do not fit on one command line; split it, for"
+        " example by model or task."
+    )
+
 
 rule tabulate:
     input:
-        measured(),
+        paths.measured(CONFIG),
     output:
         TIDY,
     log:
@@ -15,23 +79,18 @@ rule tabulate:
         mem_mb=memory(2000),
         runtime=minutes(20),
     params:
-        experiment=CONFIG["experiment"],
-        config_hash=configuration.config_hash(CONFIG),
-        labels=own_labels(),
-        seed=SEED,
-        bootstrap=CONFIG["bootstrap"],
+        spec=told(commands.tabulate(CONFIG)),
         code=code_of("tabulate"),
     shell:
-        "python -m pipeline tabulate --cells {input:q} --experiment {params.experiment}"
-        " --config-hash {params.config_hash} --labels {params.labels:q} --seed {params.seed}"
-        " --bootstrap {params.bootstrap} --out {output:q} > {log:q} 2>&1"
+        "python -m pipeline tabulate --spec {params.spec:q} --cells {input:q} --out {output:q}"
+        " > {log:q} 2>&1"
 
 
 rule tables:
     input:
         tidy=TIDY,
-        curves=all_curves(),
-        operators=all_latencies("operators.parquet"),
+        curves=paths.curves(CONFIG),
+        operators=paths.latencies(CONFIG, "operators.parquet"),
     output:
         results("{name}.parquet", name=["results", "curves", "operators"]),
         results("results.csv"),
@@ -54,14 +113,14 @@ rule tables:
         mem_mb=memory(2000),
         runtime=minutes(10),
     params:
-        folder=RESULTS,
-        models=verbatim(json.dumps(MODELS, sort_keys=True)),
+        spec=told({"models": MODELS}),
+        folder=PATHS.results,
         paper=PAPER,
         code=code_of("tables"),
     shell:
-        "python -m pipeline tables --tidy {input.tidy:q} --curves {input.curves:q}"
-        " --operators {input.operators:q}"
-        " --models {params.models:q} --out {params.folder:q} > {log:q} 2>&1"
+        "python -m pipeline tables --spec {params.spec:q} --tidy {input.tidy:q}"
+        " --curves {input.curves:q} --operators {input.operators:q} --out {params.folder:q}"
+        " > {log:q} 2>&1"
 
 
 rule compare:
@@ -84,25 +143,20 @@ rule compare:
         mem_mb=memory(2000),
         runtime=minutes(10),
     params:
-        config=verbatim(
-            json.dumps(
-                {key: CONFIG[key] for key in ("models", "train", "grid", "tasks", "latency")},
-                sort_keys=True,
-            )
-        ),
+        spec=told(commands.compare(CONFIG)),
         paper=PAPER,
         code=code_of("compare"),
     shell:
-        "python -m pipeline compare --tidy {input.tidy:q} --config {params.config:q}"
+        "python -m pipeline compare --spec {params.spec:q} --tidy {input.tidy:q}"
         " --out {output.markdown:q} > {log:q} 2>&1"
 
 
 rule plot:
     input:
         tidy=TIDY,
-        curves=all_curves(),
-        maps=all_maps("safetensors"),
-        spectra=all_maps("spectrum.parquet"),
+        curves=paths.curves(CONFIG),
+        maps=paths.maps(CONFIG, "safetensors"),
+        spectra=paths.maps(CONFIG, "spectrum.parquet"),
     output:
         results("figures/{name}.png", name=FIGURES),
         [
@@ -123,7 +177,7 @@ rule plot:
         mem_mb=memory(2000),
         runtime=minutes(10),
     params:
-        folder=RESULTS / "figures",
+        folder=PATHS.results / "figures",
         code=code_of("plot"),
     shell:
         "python -m pipeline plot --tidy {input.tidy:q} --curves {input.curves:q}"
@@ -159,14 +213,12 @@ rule provenance:
         mem_mb=memory(1000),
         runtime=minutes(10),
     params:
-        config=verbatim(json.dumps(CONFIG, sort_keys=True)),
-        config_hash=configuration.config_hash(CONFIG),
+        spec=told({"config": CONFIG, "config_hash": configuration.config_hash(CONFIG)}),
         names=[str(path) for path in hashed_inputs()],
         code=code_of("provenance"),
     shell:
-        "python -m pipeline provenance --config {params.config:q}"
-        " --config-hash {params.config_hash} --inputs {input.files:q} --names {params.names:q}"
-        " --results {input.results:q} --out {output.record:q}"
+        "python -m pipeline provenance --spec {params.spec:q} --inputs {input.files:q}"
+        " --names {params.names:q} --results {input.results:q} --out {output.record:q}"
         " --config-out {output.config:q} > {log:q} 2>&1"
 
 

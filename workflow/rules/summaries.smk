@@ -1,78 +1,71 @@
 # Generated summaries: prompts once for each model and task, then every cell by every method.
 
+from pipeline.text.prompts import get_template
+
+
+def prompts_spec(wildcards):
+    """Parameter: what prompts are made of; those of the grid have the name of its full cache."""
+    cell = grid.Cell.of(wildcards.model, wildcards.task, f"{grid.FULL}{wildcards.length}")
+    return as_json(commands.prompts(CONFIG, cell))
+
 
 rule prompts:
     input:
         text=task_source("dataset"),
         shots=task_source("demonstration_dataset"),
-        model=SCRATCH / "models" / "{model}",
+        model=PATHS.model("{model}"),
     output:
-        SCRATCH / "prompts" / "{model}" / "{task}{study}.json",
+        SCRATCH / "prompts" / "{model}" / "{task}{length}.json",
     log:
-        LOGS / "prompts" / "{model}" / "{task}{study}.log",
+        LOGS / "prompts" / "{model}" / "{task}{length}.log",
     benchmark:
-        BENCHMARKS / "prompts" / "{model}" / "{task}{study}.tsv"
+        BENCHMARKS / "prompts" / "{model}" / "{task}{length}.tsv"
+    wildcard_constraints:
+        length=r"(-P\d+)?",
     threads: 1
     resources:
         mem_mb=memory(2000),
         runtime=minutes(60),
     params:
-        prompts=prompt_arguments,
+        spec=prompts_spec,
         wording=lambda wildcards: str(get_template(TASKS[wildcards.task]["template"])),
-        seed=SEED,
         code=code_of("prompts"),
     shell:
-        "python -m pipeline --threads {threads} prompts {params.prompts}"
+        "python -m pipeline --threads {threads} prompts --spec {params.spec:q}"
         " --dataset-file {input.text:q} --shots-file {input.shots:q} --model {input.model:q}"
-        " --seed {params.seed} --out {output:q} > {log:q} 2>&1"
+        " --out {output:q} > {log:q} 2>&1"
 
 
 rule summaries:
     input:
-        model=SCRATCH / "models" / "{model}",
-        prompts=SCRATCH / "prompts" / "{model}" / "{task}{study}.json",
+        model=PATHS.model("{model}"),
+        prompts=lambda wildcards: PATHS.prompts(cell_of(wildcards)),
         kernels=trained_kernels,
     output:
-        SCRATCH / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.parquet",
+        SCRATCH / "summaries" / "{model}" / "{task}" / "{cell}.parquet",
     log:
-        LOGS / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.log",
+        LOGS / "summaries" / "{model}" / "{task}" / "{cell}.log",
     benchmark:
-        BENCHMARKS / "summaries" / "{model}" / "{task}" / "{policy}-{sparsity}{study}.tsv"
+        BENCHMARKS / "summaries" / "{model}" / "{task}" / "{cell}.tsv"
     threads: 1
     resources:
         mem_mb=model_memory,
         runtime=minutes(1440),
         gpu=GPUS,
     params:
-        dtype=lambda wildcards: MODELS[wildcards.model]["dtype"],
-        device=DEVICE,
-        decoding=decoding_arguments,
-        cell=cell_arguments,
-        label=cell_label,
+        spec=measure_spec,
         resume=unfinished,
         code=code_of("summaries"),
     shell:
-        "python -m pipeline --threads {threads} summaries --model {input.model:q}"
-        " --dtype {params.dtype} --device {params.device} --prompts {input.prompts:q}"
-        " {params.decoding} {params.cell} --kernels {input.kernels:q} --label {params.label:q}"
+        "python -m pipeline --threads {threads} summaries --spec {params.spec:q}"
+        " --model {input.model:q} --prompts {input.prompts:q} --kernels {input.kernels:q}"
         " --resume {params.resume:q} --out {output:q} > {log:q} 2>&1"
-
-
-use rule summaries as summaries_full with:
-    output:
-        SCRATCH / "summaries" / "{model}" / "{task}" / "full{study}.parquet",
-    log:
-        LOGS / "summaries" / "{model}" / "{task}" / "full{study}.log",
-    benchmark:
-        BENCHMARKS / "summaries" / "{model}" / "{task}" / "full{study}.tsv"
-    params:
-        cell="",
 
 
 rule examples:
     input:
         [
-            cell_file(cell)
+            paths.cell_file(CONFIG, cell)
             for cell in grid.task_cells(CONFIG, "summaries")
             if cell.study == grid.GRID
         ],

@@ -1,76 +1,59 @@
-# Kernels: one job for each model, policy, train sparsity and bundle of layers.
+# Kernels: one job for each model, kernel, policy, train sparsity and bundle of layers.
+
+KERNELS = SCRATCH / "kernels" / "{model}" / "{kernel}"
+
+
+def train_spec(wildcards):
+    """Parameter: which kernels to train, and how."""
+    return as_json(commands.train(CONFIG, training_of(wildcards), int(wildcards.part)))
 
 
 rule train:
     input:
-        features_for,
+        lambda wildcards: paths.features_for(CONFIG, wildcards.model, int(wildcards.part)),
     output:
-        kernels=SCRATCH
-        / "kernels"
-        / "{model}"
-        / "{policy}-{sparsity}{size}"
-        / "part{part}.safetensors",
-        curves=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}{size}" / "part{part}.parquet",
+        kernels=KERNELS / "{training}" / "part{part}.safetensors",
+        curves=KERNELS / "{training}" / "part{part}.parquet",
     log:
-        LOGS / "train" / "{model}" / "{policy}-{sparsity}{size}" / "part{part}.log",
+        LOGS / "train" / "{model}" / "{kernel}" / "{training}" / "part{part}.log",
     benchmark:
-        BENCHMARKS / "train" / "{model}" / "{policy}-{sparsity}{size}" / "part{part}.tsv"
+        BENCHMARKS / "train" / "{model}" / "{kernel}" / "{training}" / "part{part}.tsv"
     threads: 1
     resources:
-        mem_mb=memory(TRAIN["memory_mb"]),
+        mem_mb=memory(CONFIG["train"]["memory_mb"]),
         runtime=minutes(240),
         gpu=GPUS,
     params:
-        layers=lambda wildcards: train_ranges(wildcards.model)[int(wildcards.part)],
-        budget=lambda wildcards: grid.budget(CONFIG, wildcards.model, float(wildcards.sparsity)),
-        scores=GRID["scores"],
-        kernel=kernel_arguments,
-        recipe=json.dumps(TRAIN["recipe"]),
-        on_harm=TRAIN["on_harm"],
-        dtype=TRAIN["compute_dtype"],
-        device=DEVICE,
-        seed=SEED,
-        resume=lambda wildcards: SCRATCH.joinpath(
-            "unfinished",
-            wildcards.model,
-            f"{wildcards.policy}-{wildcards.sparsity}{wildcards.size}",
-            f"part{wildcards.part}",
+        spec=train_spec,
+        resume=lambda wildcards: PATHS.unfinished(
+            wildcards.model, wildcards.kernel, wildcards.training, f"part{wildcards.part}"
         ),
         code=code_of("train"),
     shell:
-        "python -m pipeline --threads {threads} train --features {input:q} --layers {params.layers}"
-        " --policy {wildcards.policy} --budget {params.budget} --scores {params.scores}"
-        " --sizes {params.kernel:q} --recipe {params.recipe:q} --on-harm {params.on_harm}"
-        " --compute-dtype {params.dtype} --device {params.device} --seed {params.seed}"
+        "python -m pipeline --threads {threads} train --spec {params.spec:q} --features {input:q}"
         " --resume {params.resume:q} --out {output.kernels:q} --curves {output.curves:q}"
         " > {log:q} 2>&1"
 
 
 rule collect:
     input:
-        kernels=parts_of("safetensors"),
-        curves=parts_of("parquet"),
+        kernels=lambda wildcards: paths.parts_of(CONFIG, training_of(wildcards), "safetensors"),
+        curves=lambda wildcards: paths.parts_of(CONFIG, training_of(wildcards), "parquet"),
     output:
-        kernels=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}{size}.safetensors",
-        curves=SCRATCH / "kernels" / "{model}" / "{policy}-{sparsity}{size}.curves.parquet",
+        kernels=KERNELS / "{training}.safetensors",
+        curves=KERNELS / "{training}.curves.parquet",
     log:
-        LOGS / "collect" / "{model}" / "{policy}-{sparsity}{size}.log",
+        LOGS / "collect" / "{model}" / "{kernel}" / "{training}.log",
     benchmark:
-        BENCHMARKS / "collect" / "{model}" / "{policy}-{sparsity}{size}.tsv"
+        BENCHMARKS / "collect" / "{model}" / "{kernel}" / "{training}.tsv"
     threads: 1
     resources:
         mem_mb=memory(2000),
         runtime=minutes(10),
     params:
-        label=lambda wildcards: json.dumps(
-            {
-                "model": wildcards.model,
-                "policy": wildcards.policy,
-                "train_sparsity": float(wildcards.sparsity),
-            }
-        ),
+        spec=lambda wildcards: as_json(commands.collect(training_of(wildcards))),
         code=code_of("collect"),
     shell:
-        "python -m pipeline collect --kernels {input.kernels:q} --curves {input.curves:q}"
-        " --label {params.label:q} --out {output.kernels:q} --curves-out {output.curves:q}"
+        "python -m pipeline collect --spec {params.spec:q} --kernels {input.kernels:q}"
+        " --curves {input.curves:q} --out {output.kernels:q} --curves-out {output.curves:q}"
         " > {log:q} 2>&1"
