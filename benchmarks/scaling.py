@@ -33,10 +33,9 @@ from benchmarks.overhead import checkout, snakemake
 
 TIMES = {
     "fetch": 1.4, "convert": 16.6, "sample": 5.4, "dump": 238.5, "train": 53.0, "collect": 1.9,
-    "prompts": 6.3, "summaries_full": 89.2, "summaries": 97.5, "harness_full": 67.7,
-    "harness": 214.3, "evaluate_full": 67.7, "evaluate": 214.3, "fidelity": 51.3, "maps": 24.5,
-    "latency": 120.7, "tabulate": 1.0, "tables": 1.2, "plot": 10.4, "compare": 0.8, "examples": 0.6,
-    "provenance": 2.1, "page": 2.0,
+    "prompts": 6.3, "summaries": 97.5, "harness": 214.3, "evaluate": 214.3, "fidelity": 51.3,
+    "maps": 24.5, "latency": 120.7, "tabulate": 1.0, "tables": 1.2, "plot": 10.4, "compare": 0.8,
+    "examples": 0.6, "provenance": 2.1, "page": 2.0,
 }  # fmt: skip
 """Mean seconds of a job in an earlier run of `experiments/smollm2.yaml` (by Snakemake's files);
 training is a tenth of a job of ten layers, evaluate, which it has none of, as harness, and latency
@@ -45,8 +44,7 @@ OVERHEAD = 0.045
 """Seconds that Snakemake spends on a job, of :mod:`benchmarks.overhead`."""
 
 GPU = {
-    "dump", "train", "evaluate", "evaluate_full", "harness", "harness_full", "summaries",
-    "summaries_full", "fidelity", "maps", "latency",
+    "dump", "train", "evaluate", "harness", "summaries", "fidelity", "maps", "latency",
 }  # fmt: skip
 """Rules that take a GPU each with `device: cuda`."""
 

@@ -110,3 +110,22 @@ def test_as_a_command():
         [sys.executable, "-m", "pipeline", "--version"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.stdout.strip() == pipeline.__version__
+
+
+def test_a_specification_stands_for_options(monkeypatch):
+    """Options after it count more, and unknown ones are refused by the step's own parser."""
+    from pipeline.steps import collect
+
+    seen = []
+    monkeypatch.setattr(collect, "run", seen.append)
+    spec = '{"kernels": ["a", "b"], "curves": ["c"], "out": "d", "label": {"model": "{m}"}}'
+    assert main(["collect", "--spec", spec, "--out", "e", "--curves-out", "f"]) == 0
+    assert [str(path) for path in seen[0].kernels] == ["a", "b"]
+    assert seen[0].label == {"model": "{m}"}
+    assert str(seen[0].out) == "e"
+
+
+@pytest.mark.parametrize("spec", ["{bad", "[1]", '{"kernles": "a"}'])
+def test_a_wrong_specification_is_refused(spec, capsys):
+    assert exit_code(["collect", "--spec", spec]) == 2
+    assert "usage: less-kv collect" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..cache import LessCache
 from ..decoding.generate import Decoding, Generated, generate
 from ..runtime.journal import Journal, identity
 from ..runtime.progress import Progress
@@ -87,7 +88,9 @@ def measure_summaries(
     variants = compared.variants(model)
     progress = Progress("summaries", len(variants) * len(chosen["samples"]) - len(done))
     for variant in variants:
-        cache = variant.cache(model)
+        cache = None  # the full one, which is the library's own
+        if variant.policy is not None:
+            cache = LessCache(model.config, variant.policy, variant.kernels)
         for batch in batches(chosen["samples"], batch_size):
             if (variant.method, variant.train_sparsity, batch[0]["document"]) in done:
                 continue

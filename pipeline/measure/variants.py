@@ -13,7 +13,6 @@ import pandas as pd
 from transformers import PreTrainedModel
 
 from ..attention import attach
-from ..cache import LessCache
 from ..errors import ConfigError
 from ..eviction import Scores
 from ..experiment.methods import FULL, METHODS
@@ -54,10 +53,6 @@ class Variant:
         if self.policy is None:
             return nullcontext()
         return attach(model, self.policy, self.kernels, scores)
-
-    def cache(self, model: PreTrainedModel) -> LessCache | None:
-        """Return a bounded cache, or None for the full one, which is the library's own."""
-        return None if self.policy is None else LessCache(model.config, self.policy, self.kernels)
 
 
 @dataclass(frozen=True)

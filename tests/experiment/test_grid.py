@@ -20,9 +20,9 @@ def tiny():
 
 
 def test_trainings_are_those_of_each_policy_then_those_of_other_kernel_sizes(tiny):
-    found = [(t.policy, t.sparsity, t.suffix) for t in grid.trainings(tiny)]
+    found = [t.name for t in grid.trainings(tiny)]
     assert found == [
-        ("h2o", 0.1, ""), ("h2o", 0.2, ""), ("lambda", 0.1, ""), ("h2o", 0.1, "-R4"),
+        "h2o-0.1", "h2o-0.2", "lambda-0.1", "h2o-0.1-R4",
     ]  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_studies_stand_beside_the_grid(tiny):
         ("text", "h2o", "scores", 1),
     ]
     for cell in cells:
-        assert grid.study_of(cell.suffix) == (cell.study, cell.setting)
+        assert grid.Cell.of(cell.model, cell.task, cell.name) == cell
     assert len({(c.task, c.policy, c.suffix) for c in grid.task_cells(tiny)}) == 14
 
 
@@ -47,7 +47,7 @@ def test_prompt_lengths_have_kernels_of_their_own_sparsity(tiny):
     tiny["ablations"]["prompt_lengths"]["sparsity"] = 0.25
     (model,) = tiny["models"]
     own = [x for x in grid.trainings(complete(tiny)) if x.size is None and x not in grids]
-    assert own == [grid.Training(model, "h2o", 0.25)]
+    assert own == [grid.Training(model, "less", "h2o", 0.25)]
 
 
 def test_cells_by_policy_are_all_cells_with_the_full_cache_in_each(tiny):

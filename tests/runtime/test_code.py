@@ -179,3 +179,9 @@ def test_the_order_of_files_and_the_folder_do_not_count(package, tmp_path, monke
     moved = shutil.copytree(package, tmp_path / "elsewhere" / "pipeline")
     monkeypatch.setattr(sources, "ROOT", moved)
     assert hashes() == before
+
+
+@pytest.mark.parametrize("step", ["evaluate", "harness", "fidelity", "train"])
+def test_how_a_bounded_cache_steps_is_no_code_of_what_reads_whole_sequences(step):
+    assert not {"cache.py", "ops/decode.py", "ops/slots.py"} & files(step)
+    assert "cache.py" in files("summaries")

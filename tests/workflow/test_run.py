@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from html import unescape
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_every_output_is_there(finished):
     leftovers = [p for p in finished.rglob("*.partial*")]
     assert not leftovers
     assert not (
-        finished / "scratch" / "smoke" / "unfinished" / "tiny" / "h2o-0.1"
+        finished / "scratch" / "smoke" / "unfinished" / "tiny" / "less" / "h2o-0.1"
     ).exists() or not [
         p for p in (finished / "scratch" / "smoke" / "unfinished").rglob("*.safetensors")
     ]
@@ -138,7 +139,7 @@ def test_provenance(finished):
     tidy = pd.read_parquet(results / "results.parquet")
     assert set(tidy["config"]) == {record["config_hash"]}
     inputs = {name.removeprefix("scratch/smoke/") for name in record["inputs"]}
-    assert {f"kernels/tiny/{name}-0.1.safetensors" for name in ("h2o", "lambda")} <= inputs
+    assert {f"kernels/tiny/less/{name}-0.1.safetensors" for name in ("h2o", "lambda")} <= inputs
     assert {
         f"samples/tiny/{name}.safetensors" for name in ("train-4", "test-4", "test-2")
     } <= inputs
@@ -153,8 +154,9 @@ def test_logs_and_benchmarks_of_every_job(finished):
                  (finished / folder).rglob(f"*.{kind}")}  # fmt: skip
         assert {
             "convert/tiny", "sample/tiny/train-4", "sample/tiny/test-4", "dump/tiny/part0",
-            "train/tiny/h2o-0.1/part1", "collect/tiny/lambda-0.1", "evaluate/tiny/text/full",
-            "evaluate/tiny/text/h2o-0.1", "fidelity/tiny/h2o-0.1", "prompts/tiny/notes",
+            "train/tiny/less/h2o-0.1/part1", "collect/tiny/less/lambda-0.1",
+            "evaluate/tiny/text/full", "evaluate/tiny/text/h2o-0.1", "fidelity/tiny/h2o-0.1",
+            "prompts/tiny/notes",
             "summaries/tiny/notes/full", "summaries/tiny/notes/h2o-0.1", "examples", "tabulate",
             "harness/tiny/questions/full", "harness/tiny/questions/h2o-0.1",
             "tables", "plot", "compare", "provenance",
@@ -176,9 +178,15 @@ SHOWN = {"tabulate": 1, "tables": 1, "plot": 1, "compare": 1, "provenance": 1, "
 WRITTEN = {"summaries": 1, "examples": 1} | SHOWN
 MEASURED = {"evaluate": 2, "fidelity": 2, "harness": 1} | WRITTEN
 TRAINED = {"train": 4, "collect": 2} | MEASURED
-FULL = {"evaluate_full": 1}
-FULL_TEXT = {"prompts": 1, "summaries_full": 1}
-FULL_TASK = {"harness_full": 1}
+FULL = {"evaluate": 1}
+FULL_WRITTEN = {"summaries": 1}
+FULL_TEXT = {"prompts": 1} | FULL_WRITTEN
+FULL_TASK = {"harness": 1}
+
+
+def total(*jobs):
+    """Jobs by rule, of several parts together."""
+    return dict(sum(map(Counter, jobs), Counter()))
 
 
 @pytest.mark.parametrize(
@@ -196,19 +204,19 @@ FULL_TASK = {"harness_full": 1}
         ("train.recipe.epochs", 3, TRAINED),
         ("train.kernel.hidden_size", 8, TRAINED),
         ("train.layers_per_job", 2, TRAINED | {"train": 2}),
-        ("tasks.text.windows", 5, {"sample": 1, "evaluate": 2} | FULL | SHOWN),
+        ("tasks.text.windows", 5, total({"sample": 1, "evaluate": 2}, FULL, SHOWN)),
         ("train.sequences", 5, {"sample": 1, "dump": 1} | TRAINED),
-        ("tasks.questions.limit", 5, {"harness": 1} | FULL_TASK | SHOWN),
+        ("tasks.questions.limit", 5, total({"harness": 1}, FULL_TASK, SHOWN)),
         ("tasks.questions.policies", ["lambda"], {"harness": 1} | SHOWN),
-        ("tasks.notes.samples", 4, WRITTEN | FULL_TEXT),
-        ("tasks.notes.temperature", 0, WRITTEN | {"summaries_full": 1}),
+        ("tasks.notes.samples", 4, total(WRITTEN, FULL_TEXT)),
+        ("tasks.notes.temperature", 0, total(WRITTEN, FULL_WRITTEN)),
         ("tasks.notes.policies", ["h2o", "lambda"], WRITTEN),
         ("models.tiny.context", 64,
-         {"sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT | FULL_TASK),
+         total({"sample": 3, "dump": 1}, TRAINED, FULL, FULL_TEXT, FULL_TASK)),
         ("train.on_harm", "keep", TRAINED),
-        ("seed", 1, {"sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT),
+        ("seed", 1, total({"sample": 3, "dump": 1}, TRAINED, FULL, FULL_TEXT)),
         ("models.tiny.weights.random.hidden_size", 48,
-         {"convert": 1, "sample": 3, "dump": 1} | TRAINED | FULL | FULL_TEXT | FULL_TASK),
+         total({"convert": 1, "sample": 3, "dump": 1}, TRAINED, FULL, FULL_TEXT, FULL_TASK)),
         ("fidelity", None, SHOWN),
         ("models.tiny.paper", "llama2_7b", SHOWN),
     ],
@@ -255,22 +263,22 @@ def change(folder, name, kind):
     [
         ("steps/plot.py", {"plot": 1, "provenance": 1, "page": 1}),
         ("steps/compare.py", {"compare": 1, "provenance": 1, "page": 1}),
-        ("paper.py", {"tables": 1, "compare": 1, "plot": 1, "provenance": 1, "page": 1}),
+        ("report/paper.py", {"tables": 1, "compare": 1, "plot": 1, "provenance": 1, "page": 1}),
         ("resources/paper.yaml", {"tables": 1, "compare": 1, "provenance": 1, "page": 1}),
         ("steps/tables.py", {"tables": 1, "provenance": 1, "page": 1}),
-        ("statistics.py", SHOWN),
+        ("report/statistics.py", SHOWN),
         ("steps/provenance.py", {"provenance": 1, "page": 1}),
-        ("training.py", TRAINED),
-        ("checkpoint.py", TRAINED | FULL | {"summaries_full": 1} | FULL_TASK),
-        ("steps/prompts.py", WRITTEN | FULL_TEXT),
-        ("steps/summaries.py", WRITTEN | {"summaries_full": 1}),
-        ("steps/harness.py", {"harness": 1} | FULL_TASK | SHOWN),
+        ("training/loop.py", TRAINED),
+        ("training/checkpoint.py", total(TRAINED, FULL, FULL_WRITTEN, FULL_TASK)),
+        ("steps/prompts.py", total(WRITTEN, FULL_TEXT)),
+        ("steps/summaries.py", total(WRITTEN, FULL_WRITTEN)),
+        ("steps/harness.py", total({"harness": 1}, FULL_TASK, SHOWN)),
         ("steps/examples.py", {"examples": 1, "provenance": 1, "page": 1}),
-        ("steps/sample.py", {"sample": 3, "dump": 1} | TRAINED | FULL),
+        ("steps/sample.py", total({"sample": 3, "dump": 1}, TRAINED, FULL)),
         ("steps/fidelity.py", {"fidelity": 2} | SHOWN),
         ("steps/dump.py", {"dump": 1} | TRAINED),
-        ("config.py", {}),
-        ("grid.py", {}),
+        ("experiment/config.py", {}),
+        ("experiment/grid.py", {}),
     ],
 )
 def test_changed_code_reruns_exactly_its_steps(copied, name, expected):
@@ -281,18 +289,18 @@ def test_changed_code_reruns_exactly_its_steps(copied, name, expected):
 def test_a_task_of_ours_that_changed_is_seen(copied):
     """The file that defines a task is no source code, but counts as much."""
     (copied / "pipeline" / "resources" / "tasks" / "boolq.yaml").write_text("task: boolq\n")
-    assert planned(copied) == {"harness": 1} | FULL_TASK | SHOWN
+    assert planned(copied) == total({"harness": 1}, FULL_TASK, SHOWN)
 
 
 def test_changed_text_reruns_what_reads_it(copied):
     with (copied / "tests" / "data" / "texts.jsonl").open("a") as texts:
         texts.write('{"id": "more", "text": "More."}\n')
-    assert planned(copied) == {"sample": 3, "dump": 1} | TRAINED | FULL
+    assert planned(copied) == total({"sample": 3, "dump": 1}, TRAINED, FULL)
 
 
 def test_comments_docstrings_and_layout_rerun_nothing(copied):
     for kind in ("comment", "docstring", "layout"):
-        change(copied, "training.py", kind)
+        change(copied, "training/loop.py", kind)
         change(copied, "steps/plot.py", kind)
     assert planned(copied) == {}
 
@@ -301,7 +309,7 @@ def test_results_without_scratch_rerun_everything(finished, tmp_path):
     """A clone carries results, but neither intermediate files nor Snakemake's records."""
     clone = checkout(tmp_path / "clone", finished)
     fresh = planned(clone)
-    everything = TRAINED | FULL | FULL_TEXT | FULL_TASK
+    everything = total(TRAINED, FULL, FULL_TEXT, FULL_TASK)
     assert fresh == {"convert": 1, "sample": 3, "dump": 1} | everything
     shutil.copytree(finished / "results", clone / "results")
     assert planned(clone) == fresh
@@ -309,16 +317,17 @@ def test_results_without_scratch_rerun_everything(finished, tmp_path):
 
 # --- damaged ---------------------------------------------------------------------------------
 
+LAMBDA = "kernels/tiny/less/lambda-0.1"
 DAMAGE = [
     {"evaluations/tiny/text/full.parquet": "tidy.parquet"},
     {
-        "kernels/tiny/h2o-0.1.safetensors": "harness/tiny/questions/h2o-0.1.parquet",
-        "kernels/tiny/lambda-0.1/part1.safetensors": "kernels/tiny/lambda-0.1.safetensors",
+        "kernels/tiny/less/h2o-0.1.safetensors": "harness/tiny/questions/h2o-0.1.parquet",
+        f"{LAMBDA}/part1.safetensors": f"{LAMBDA}.safetensors",
         "samples/tiny/test-4.safetensors": "evaluations/tiny/text/full.parquet",
         "prompts/tiny/notes.json": "summaries/tiny/notes/full.parquet",
     },
     {
-        "features/tiny/part0/layer000.safetensors": "kernels/tiny/lambda-0.1/part0.safetensors",
+        "features/tiny/part0/layer000.safetensors": f"{LAMBDA}/part0.safetensors",
         "models/tiny/model.safetensors": "harness/tiny/questions/full.parquet",
     },
 ]
@@ -485,9 +494,10 @@ def test_a_finished_run_is_told_and_verified(finished):
 
 
 def test_logs_tell_step_loss_and_speed(finished):
-    trained = (finished / "logs" / "smoke" / "train" / "tiny" / "h2o-0.1" / "part0.log").read_text()
+    logs = finished / "logs" / "smoke"
+    trained = (logs / "train" / "tiny" / "less" / "h2o-0.1" / "part0.log").read_text()
     assert re.search(r"epoch 2/2, step 6: loss [\d.e-]+, validation .*[\d.]+/s sequences", trained)
-    measured = (finished / "logs" / "smoke" / "evaluate" / "tiny" / "text" / "full.log").read_text()
+    measured = (logs / "evaluate" / "tiny" / "text" / "full.log").read_text()
     assert re.search(r"evaluate: 4/4, [\d.e+]+/s, ", measured)
 
 

@@ -75,14 +75,14 @@ def test_results_are_those_of_one_machine(ran, tmp_path):
 def test_results_stay_here_and_the_rest_in_storage(ran):
     assert [path.name for path in (ran.folder / "scratch").rglob("*.*")] == ["tidy.parquet"]
     assert {path.name for path in ran.shelf.iterdir()} == {"tests", "scratch", "logs"}
-    kernels = "scratch/smoke/kernels/tiny/lambda-0.1.safetensors"
+    kernels = "scratch/smoke/kernels/tiny/less/lambda-0.1.safetensors"
     assert (ran.shelf / kernels).is_file()
-    log = (ran.shelf / "logs/smoke/train/tiny/lambda-0.1/part0.log").read_text()
+    log = (ran.shelf / "logs/smoke/train/tiny/less/lambda-0.1/part0.log").read_text()
     assert "epoch 2/2" in log
     assert less(ran.folder, "status").stdout.startswith("smoke: finished\n")
     assert less(ran.folder, "verify", "results/smoke").returncode == 0
     report = (ran.folder / "results/smoke/report.html").read_text(encoding="utf-8")
-    assert "evaluate_full" in report, "statistics know what ran elsewhere"
+    assert "evaluate" in report, "statistics know what ran elsewhere"
 
 
 @pytest.mark.slow

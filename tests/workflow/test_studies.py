@@ -97,7 +97,7 @@ def test_one_bundle_of_features_at_a_time(studies):
     logs = studies / "logs" / "falcon_tiny"
     second = (logs / "dump" / "falcon-untrained" / "part1.log").stat()
     trained = [
-        logs / "train" / "falcon-untrained" / name / "part0.log"
+        logs / "train" / "falcon-untrained" / "less" / name / "part0.log"
         for name in ("h2o-0.1", "h2o-0.2", "lambda-0.1", "h2o-0.1-R4")
     ]
     assert all(path.stat().st_mtime < second.st_mtime for path in trained)
