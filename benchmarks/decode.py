@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache
 from pipeline.cache import LessCache, LessLayer
 from pipeline.decoding.memory import full_cache_bytes
 from pipeline.measure.operators import Kernels, filled, random_token, untrained_kernels
-from pipeline.ops.decode import Decoded, decode_backend
+from pipeline.ops.cpu import decode as decode_cpu
 from pipeline.ops.packed import PackedKernel, PlainKernel
 from pipeline.policies import Policy, get_policy
 from pipeline.runtime.machine import limit_threads
@@ -137,17 +137,16 @@ def part_steps(
     bare: LessLayer = filled_less(model, LessCache(model.config, scoreless), batch, context).layers[
         0
     ]  # type: ignore[assignment]
-    ops = decode_backend(model.device)
+    ops = decode_cpu
     q, k, v = random_token(model, batch)
     position = torch.full((batch,), context, dtype=torch.int32)
     early = torch.zeros_like(position)
     decoded = ops.decode(layer.slots, q, k, v, position, policy)
-    kept = decoded._replace(positions=torch.full_like(decoded.positions, -1))
+    kept = replace(decoded, positions=torch.full_like(decoded.positions, -1))
     assert isinstance(layer.kernel, PackedKernel)
 
-    def correct(decoded: Decoded, position: torch.Tensor) -> Step:
-        budget = policy.budget
-        return lambda: ops.correct(decoded, q, layer.kernel, layer.state, position, budget)
+    def correct(decoded: decode_cpu.Read, position: torch.Tensor) -> Step:
+        return lambda: ops.correct(decoded, q, layer.kernel, layer.state, position, policy)
 
     return {
         "attention": lambda: ops.decode(bare.slots, q, k, v, position, scoreless),

@@ -16,7 +16,7 @@ import torch
 from tabulate import tabulate
 
 from benchmarks.machine import describe, times_faster
-from pipeline.eviction import bounded_attention
+from pipeline.eviction import evict_and_attend
 from pipeline.measure.timing import interleaved
 from pipeline.ops.reference import sequence as reference
 from pipeline.ops.times import by_index_set
@@ -39,7 +39,7 @@ def main() -> int:
         "mask-based reference": lambda: reference.bounded_attention(
             units, keys, v.view(keys.shape), policy
         ),
-        "compiled pass": lambda: bounded_attention(q, k, v, policy),
+        "compiled pass": lambda: evict_and_attend(q, k, v, policy),
     }
     expected, actual = (way() for way in ways.values())
     same = torch.equal(expected[0], actual[0].view(-1, args.length)[: len(units)])

@@ -12,22 +12,20 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from .eviction import Scores, bounded_attention, evicted_at
+from .eviction import Scores, evict_and_attend
 from .kernels import Kernel
 from .policies import Policy
-from .synthesis import correct, synthesize
+from .synthesis import correct
 from .transformer.interface import Handler, attention_layers, enable, handled, record
 
 __all__ = ["attach", "enable", "policy_attention", "record"]
 
 
 def policy_attention(policy: Policy, kernel: Kernel | None, scores: Scores) -> Handler:
-    """Attention of a whole sequence under ``policy``, corrected by ``kernel`` if there is one."""
+    """Return attention of a whole sequence under ``policy``, corrected by ``kernel`` if any."""
 
     def handler(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if scores == "full":
-            return synthesize(q, k, v, evicted_at(q, k, policy, scores), kernel)
-        times, out, lse = bounded_attention(q, k, v, policy)
+        times, out, lse = evict_and_attend(q, k, v, policy, scores)
         return out if kernel is None else correct(q, k, v, times, kernel, out, lse)
 
     return handler

@@ -15,17 +15,17 @@ from typing import Any, Literal, get_args
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from .errors import ConfigError, unknown
 from .kernels import Kernel
-from .ops.decode import decode_backend, fused_step
+from .ops.decode import decode_backend
 from .ops.low_rank import LowRankState
 from .ops.packed import PackedKernel, PlainKernel, pack
 from .ops.prompt import cut, full_attention, prompt_scores
 from .ops.slots import Slots, by_head
 from .policies import Policy
-from .transformer.interface import NAME
+from .transformer.interface import NAME, AttendingLayer
 from .transformer.masks import left_padding
 from .transformer.shape import model_shape
 
@@ -37,15 +37,8 @@ ABSORB_BLOCK = 256
 """Pairs of a cut prompt whose features are formed at once."""
 
 
-class LessLayer(CacheLayerMixin):
-    """One layer's slots and state.
-
-    ``update`` only marks the new keys with this layer;
-    ``update`` only marks the new keys with this layer; the model's attention finds the mark and
-    calls :meth:`attend`, since a bounded cache needs the queries too.
-    """
-
-    is_croppable = False
+class LessLayer(AttendingLayer):
+    """One layer's slots and state."""
 
     def __init__(
         self, policy: Policy, kernel: PackedKernel | PlainKernel | None, prefill: Prefill
@@ -73,21 +66,23 @@ class LessLayer(CacheLayerMixin):
                 )
             rank, device = self.kernel.kernel_size, key_states.device
             state = LowRankState.zeros(batch, groups, rank, size, device)
-            if fused_step(device) is not None:
-                features = torch.zeros(
-                    batch, groups, self.policy.budget + 1, rank, device=device
-                )  # fmt: skip
+            if decode_backend(device).KEEPS_FEATURES:
+                places = self.policy.budget + 1
+                features = torch.zeros(batch, groups, places, rank, device=device)
         start = torch.zeros(batch, dtype=torch.int32, device=key_states.device)
         self._hold(Slots.empty(key_states, self.policy), state, features, start)
 
     def _hold(
-        self, slots: Slots, state: LowRankState | None, features: torch.Tensor | None,
+        self,
+        slots: Slots,
+        state: LowRankState | None,
+        features: torch.Tensor | None,
         start: torch.Tensor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Own these tensors.
 
         Args:
-            features: psi of the pair in each slot, (B, G, C + 1, R), where a fused step keeps it.
+            features: psi of the pair in each slot, (B, G, C + 1, R), where a backend keeps it.
             start: (B,), the padding before each sequence.
         """
         self.slots, self.state, self.features, self.start = slots, state, features, start
@@ -121,14 +116,13 @@ class LessLayer(CacheLayerMixin):
                 "call reset() before another batch."
             )
         self.unread = True
-        key_states.less_layer = self  # type: ignore[attr-defined]
-        return key_states, value_states
+        return super().update(key_states, value_states)
 
     @torch.no_grad()
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Attention of new tokens over this layer, which takes them in.
+        """Return attention of new tokens over this layer, which takes them in.
 
         Args:
             q: (B, H, T, D). k, v: (B, G, T, D), as :meth:`update` returned them.
@@ -156,7 +150,7 @@ class LessLayer(CacheLayerMixin):
         return out
 
     def _read_prompt(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Full attention over a prompt and the one cut at its end."""
+        """Attend in full over a prompt, and cut once at its end."""
         length = q.shape[2]
         scores = prompt_scores(q, k, self.start, self.policy)
         kept, gone = cut(scores, self.start, length, self.policy)
@@ -178,25 +172,19 @@ class LessLayer(CacheLayerMixin):
         return full_attention(q, k, v, self.start)
 
     def read_tokens(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Tokens one after another under the policy, not yet counted as read."""
-        fused = fused_step(q.device)
-        if fused is not None and self.features is not None:
-            out, positions = fused(
-                self.slots, self.features, self.state, q, k, v, self.kernel, self.position,
-                self.policy,
-            )  # fmt: skip
-        else:
-            ops = decode_backend(q.device)
-            decoded = ops.decode(self.slots, q, k, v, self.position, self.policy)
+        """Read tokens one after another under the policy, not yet counted as read."""
+        ops, now = decode_backend(q.device), (self.position, self.policy)
+        if self.state is None or self.kernel is None:
+            decoded = ops.decode(self.slots, q, k, v, *now)
             out, positions = decoded.out, decoded.positions
-            if self.state is not None and self.kernel is not None:
-                out = ops.correct(
-                    decoded, q, self.kernel, self.state, self.position, self.policy.budget
-                )
+        else:
+            out, positions = ops.step(
+                self.slots, self.features, self.state, q, k, v, self.kernel, *now
+            )
         if self.observer is not None:
             times = self.position[:, None] + torch.arange(1, q.shape[2] + 1, device=q.device)
             self.observer(positions, times)
-        return out  # type: ignore[no-any-return]
+        return out
 
     def rewind(self) -> None:
         """Forget everything but keep the tensors, which a captured CUDA graph reads."""
@@ -209,7 +197,7 @@ class LessLayer(CacheLayerMixin):
             tensor.zero_()
 
     def memory(self) -> dict[str, int]:
-        """Bytes held, by part; see :meth:`LessCache.memory`."""
+        """Return bytes held, by part; see :meth:`LessCache.memory`."""
         if not self.is_initialized:
             return {"slots": 0, "scores": 0, "state": 0, "features": 0}
         slots, state = self.slots, self.state
@@ -224,16 +212,8 @@ class LessLayer(CacheLayerMixin):
     # --- the library's contract ---------------------------------------------------------------
 
     def get_seq_length(self) -> int:
-        """Tokens read, padding included: positions of new tokens follow from it."""
+        """Return the tokens read, padding included: positions of new tokens follow from it."""
         return self.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the mask: as if nothing had been evicted."""
-        return self.seen + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No maximum."""
-        return -1
 
     def reset(self) -> None:
         """Forget everything; the next prompt may have another batch size."""
@@ -256,7 +236,7 @@ class LessLayer(CacheLayerMixin):
         self._hold(self.slots.select(indices), state, features, start)
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Beams continue from sequences ``beam_idx`` (B,)."""
+        """Let beams continue from sequences ``beam_idx`` (B,)."""
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -338,9 +318,13 @@ class LessCache(Cache):
             )
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
-        *args: Any, **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`LessLayer.update`.
 
         Raises:
@@ -359,15 +343,17 @@ class LessCache(Cache):
             layer.rewind()  # type: ignore[union-attr]
 
     def memory(self) -> dict[str, int]:
-        """Bytes held by all layers: slots (keys, values), scores (and positions), state (H, z), and
-        features, psi of each slot's pair, where a fused step keeps them.
+        """Return bytes held by all layers, by part.
+
+        They are slots (keys, values), scores (and positions), state (H, z), and features, psi of
+        each slot's pair, where a backend keeps them.
         """
         layers = [layer.memory() for layer in self.layers]  # type: ignore[union-attr]
         return {part: sum(layer[part] for layer in layers) for part in layers[0]}
 
 
 def check_kernel(kernel: Kernel, config: PreTrainedConfig) -> PackedKernel | PlainKernel:
-    """The form a cache runs, after a try on zeros shows that it fits the model's heads.
+    """Return the form a cache runs, after a try on zeros shows that it fits the model's heads.
 
     Raises:
         ConfigError: it does not.

@@ -12,21 +12,22 @@ from typing import Literal, get_args
 import torch
 
 from .errors import ConfigError, unknown
-from .ops.sequence import backend
+from .ops.sequence import backend, sparse_part
 from .ops.times import NEVER, by_index_set, evictions_seen
 from .policies import Policy
 
-__all__ = ["NEVER", "Scores", "bounded_attention", "evicted_at", "evictions_seen"]
+__all__ = ["NEVER", "Scores", "evict_and_attend", "evicted_at", "evictions_seen"]
 
 Scores = Literal["cached", "full"]
 
 
 def _per_head(times: torch.Tensor, batch: int, groups: int) -> torch.Tensor:
-    """(U, S) to (B, G, S); heads that share an index set share its times."""
+    """Return times (U, S) as (B, G, S); heads that share an index set share its times."""
     return times.view(batch, -1, times.shape[-1]).expand(batch, groups, -1)
 
 
 def _check_prompt(prompt: int, length: int) -> None:
+    """Refuse a prompt that is no part of a sequence."""
     if not 0 <= prompt <= length:
         raise ConfigError(f"a prompt of {prompt} tokens does not lie within {length} tokens.")
 
@@ -34,7 +35,7 @@ def _check_prompt(prompt: int, length: int) -> None:
 def evicted_at(
     q: torch.Tensor, k: torch.Tensor, policy: Policy, scores: Scores = "cached", prompt: int = 0
 ) -> torch.Tensor:
-    """Eviction times of every key under ``policy``.
+    """Return eviction times of every key under ``policy``.
 
     Args:
         q: queries after rotary embedding, (B, H, S, D), any float dtype.
@@ -56,21 +57,30 @@ def evicted_at(
     return _per_head(times, k.shape[0], k.shape[1])
 
 
-def bounded_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, policy: Policy, prompt: int = 0
+def evict_and_attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    policy: Policy,
+    scores: Scores = "cached",
+    prompt: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Eviction by cached scores and the attention over what is cached, in one pass.
+    """Return eviction times and the attention over what is cached; in one pass by cached scores.
 
     Args:
         q: (B, H, S, D). k, v: (B, G, S, D).
+        scores, prompt: as for :func:`evicted_at`.
 
     Returns:
         evicted_at int32 (B, G, S); output float32 (B, H, S, D); log-sum-exp of the visible logits
         float32 (B, H, S).
 
     Raises:
-        ConfigError: a prompt longer than the sequence.
+        ConfigError: as :func:`evicted_at`.
     """
+    if scores != "cached":
+        times = evicted_at(q, k, policy, scores, prompt)
+        return times, *sparse_part(q, k, v, times)
     _check_prompt(prompt, q.shape[2])
     units, keys = by_index_set(q, k, policy)
     times, out, lse = backend(q.device).bounded_attention(

@@ -83,17 +83,44 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "h2o": Family("H2O", 0, 0.5, 1.0, "group", "Zhang et al. 2023, arXiv:2306.14048"),
-    "lambda": Family(
-        "Λ-masking", 4, 0.0, 0.0, "group", "Xiao et al. 2023, arXiv:2309.17453; also 2308.16137"
+    "h2o": Family(
+        title="H2O",
+        sink=0,
+        heavy_share=0.5,
+        decay=1.0,
+        pooling="group",
+        reference="Zhang et al. 2023, arXiv:2306.14048",
     ),
-    "tova": Family("TOVA", 0, 1.0, 0.0, "layer", "Oren et al. 2024, arXiv:2401.06104"),
-    "decayed": Family("Decayed H2O", 0, 0.5, 0.9, "group", "H2O with exponentially decayed scores"),
+    "lambda": Family(
+        title="Λ-masking",
+        sink=4,
+        heavy_share=0.0,
+        decay=0.0,
+        pooling="group",
+        reference="Xiao et al. 2023, arXiv:2309.17453; also 2308.16137",
+    ),
+    "tova": Family(
+        title="TOVA",
+        sink=0,
+        heavy_share=1.0,
+        decay=0.0,
+        pooling="layer",
+        reference="Oren et al. 2024, arXiv:2401.06104",
+    ),
+    "decayed": Family(
+        title="Decayed H2O",
+        sink=0,
+        heavy_share=0.5,
+        decay=0.9,
+        pooling="group",
+        reference="H2O with exponentially decayed scores",
+    ),
 }
+"""The members of the family, by the name that configurations and :func:`get_policy` take."""
 
 
 def get_policy(name: str, budget: int) -> Policy:
-    """The policy ``name`` holding ``budget`` tokens.
+    """Return the policy ``name`` holding ``budget`` tokens.
 
     Baseline+ is the same call with a larger budget: H2O then splits the extra tokens over heavy
     and recent, lambda-masking gives them to recent, TOVA to heavy.
@@ -108,7 +135,14 @@ def get_policy(name: str, budget: int) -> Policy:
     family = FAMILIES[name]
     sink = min(family.sink, budget)
     heavy = math.floor((budget - sink) * family.heavy_share)
-    return Policy(name, sink, budget - sink - heavy, heavy, family.decay, family.pooling)
+    return Policy(
+        name=name,
+        sink=sink,
+        recent=budget - sink - heavy,
+        heavy=heavy,
+        decay=family.decay,
+        pooling=family.pooling,
+    )
 
 
 def state_tokens(kernel_size: int) -> int:
@@ -121,7 +155,7 @@ def state_tokens(kernel_size: int) -> int:
 
 
 def budget_tokens(sparsity: float, context: int) -> int:
-    """Budget in tokens: ``sparsity`` of ``context``, rounded down to an even number (Table 1).
+    """Return the budget in tokens: ``sparsity`` of ``context``, rounded down to even (Table 1).
 
     Raises:
         ConfigError: the sparsity is outside (0, 1) or leaves fewer than two tokens.

@@ -16,33 +16,16 @@ import torch
 from .kernels import Kernel
 from .ops.linear import linear_attention
 from .ops.low_rank import LowRankState, merge, strided_linear_attention
-from .ops.sequence import backend
+from .ops.sequence import sparse_part
 from .ops.times import EvictedOrder
 
-
-def sparse_part(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, evicted_at: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over what is visible (B, H, S, D) and its log-sum-exp (B, H, S), float32.
-
-    Raises:
-        ValueError: q of another length than k.
-    """
-    batch, groups, length, size = k.shape
-    if q.shape[2] != length:
-        raise ValueError(f"{q.shape[2]} queries do not match {length} keys")
-    units = batch * groups
-    out, lse = backend(q.device).sparse_attention(
-        q.reshape(units, 1, -1, length, size), k.reshape(units, 1, length, size),
-        v.reshape(units, 1, length, size), evicted_at.reshape(units, length),
-    )  # fmt: skip
-    return out.view(q.shape), lse.view(q.shape[:-1])
+__all__ = ["correct", "low_rank_part", "sparse_part", "synthesize"]
 
 
 def low_rank_part(
     phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor, initial: int = 0, stride: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """phi H and phi z of the queries that miss something, or of every ``stride``-th of them.
+    """Return phi H and phi z of the queries that miss something, or of every ``stride``-th of them.
 
     Args:
         phi: features of those queries, (B, H, T, R).
@@ -64,9 +47,14 @@ def low_rank_part(
 
 
 def correct(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, evicted_at: torch.Tensor, kernel: Kernel,
-    sparse_out: torch.Tensor, lse: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    evicted_at: torch.Tensor,
+    kernel: Kernel,
+    sparse_out: torch.Tensor,
+    lse: torch.Tensor,
+) -> torch.Tensor:
     """Add the low-rank part to a sparse attention output: (B, H, S, D), float32."""
     order = EvictedOrder.of(evicted_at)
     if order.index.shape[-1] == 0:
@@ -86,7 +74,7 @@ def synthesize(
     evicted_at: torch.Tensor,
     kernel: Kernel | None = None,
 ) -> torch.Tensor:
-    """Attention of a whole sequence under eviction times, with or without the low-rank part.
+    """Return attention of a whole sequence under eviction times, with or without the low-rank part.
 
     Args:
         q: (B, H, S, D). k, v: (B, G, S, D), any float dtype.

@@ -88,9 +88,7 @@ def decode(policy, groups, rep, size, rank, dtype, length=1):
     kernel = pack(kernel)
     slots, position = Slots.empty(k, policy), torch.zeros(2, dtype=torch.int32)
     state = LowRankState.zeros(2, groups, rank, size)
-    decoded = decoding.decode(slots, q, k, k, position, policy)
-    if length == 1:  # more are corrected in torch
-        decoding.correct(decoded, q, kernel, state, position, policy.budget)
+    decoding.decode(slots, q, k, k, position, policy)
     kept = torch.zeros(2, groups, policy.budget + 1, rank)
     decoding.step(slots, kept, state, q, k, k, kernel, position, policy)
 

@@ -31,7 +31,7 @@ from pipeline.attention import attach
 from pipeline.cache import LessCache, LessLayer
 from pipeline.decoding.memory import expected_memory, full_cache_bytes
 from pipeline.errors import ConfigError
-from pipeline.eviction import bounded_attention
+from pipeline.eviction import evict_and_attend
 from pipeline.kernels import get_kernel
 from pipeline.ops.cpu import decode as decode_cpu
 from pipeline.ops.cpu import maps as cpu_maps
@@ -93,7 +93,7 @@ def parallel_logits(model, ids, policy, kernels, prompt):
 
     def handler(kernel):
         def run(q, k, v):
-            times, out, lse = bounded_attention(q, k, v, policy, prompt)
+            times, out, lse = evict_and_attend(q, k, v, policy, prompt=prompt)
             return out if kernel is None else correct(q, k, v, times, kernel, out, lse)
 
         return run
@@ -193,7 +193,7 @@ def test_layer_equals_parallel_form(ops, stream):
         prompt = max((pieces or [length + pad])[0] - pad, 0) if mode == "full" else 0
         alone = case.but(batch=1, length=length, prompt=prompt, scores="cached")
         alone.__dict__["qkv"] = one
-        expected, sparse, lse = bounded_attention(*one, case.policy, prompt)
+        expected, sparse, lse = evict_and_attend(*one, case.policy, prompt=prompt)
         full = sparse if kernel is None else correct(*one, expected, kernel, sparse, lse)
         mine, truth = times[b, :, :length], expected[0, :: case.groups // sets]
         assert_same_evictions(alone, truth, mine)
@@ -245,7 +245,7 @@ def test_key_features_are_computed_once():
     case = Case(get_policy("h2o", 4), 1, 1, 1, 30, 4, 0, torch.float32, "cached", 1.0, 0)
     layer = LessLayer(case.policy, pack(strong_kernel(case)), "full")
     read = {"prompt": 0, "decode": 0}
-    psi, compiled = layer.kernel.psi, decode_cpu._correct
+    psi, compiled = layer.kernel.psi, decode_cpu.correct_token
     layer.kernel.psi = lambda k: (read.update(prompt=read["prompt"] + k.shape[2]), psi(k))[1]
 
     def counted(out, lse, rows, *rest):
@@ -253,7 +253,7 @@ def test_key_features_are_computed_once():
         return compiled(out, lse, rows, *rest)
 
     q, k, v = case.qkv
-    with mock.patch.object(decode_cpu, "_correct", counted):
+    with mock.patch.object(decode_cpu, "correct_token", counted):
         for piece in (slice(0, 12), *(slice(t, t + 1) for t in range(12, 30))):
             keys, values = layer.update(k[:, :, piece], v[:, :, piece])
             layer.attend(q[:, :, piece], keys, values, None)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.eviction import bounded_attention, evicted_at
+from pipeline.eviction import evict_and_attend, evicted_at
 from pipeline.ops.cpu import sequence as cpu
 from pipeline.ops.reference import sequence as reference
 from pipeline.ops.times import NEVER, by_index_set, evictions_seen
@@ -248,7 +248,7 @@ def test_a_prompt_within_the_budget_changes_nothing(case, data):
 @given(cases())
 def test_public_functions_agree_and_report_when_evictions_start(case):
     q, k, v = case.qkv
-    times, out, lse = bounded_attention(q, k, v, case.policy, case.prompt)
+    times, out, lse = evict_and_attend(q, k, v, case.policy, prompt=case.prompt)
     assert (out.shape, lse.shape) == (q.shape, q.shape[:3])
     torch.testing.assert_close(times, evicted_at(q, k, case.policy, "cached", case.prompt))
     first, count = evictions_seen(times)
@@ -297,4 +297,4 @@ def test_a_prompt_outside_the_sequence_is_refused(prompt: int) -> None:
     with pytest.raises(ConfigError, match="does not lie within 8 tokens"):
         evicted_at(q, q, policy, prompt=prompt)
     with pytest.raises(ConfigError, match="does not lie within 8 tokens"):
-        bounded_attention(q, q, q, policy, prompt=prompt)
+        evict_and_attend(q, q, q, policy, prompt=prompt)

@@ -4,7 +4,7 @@ from helpers import cases, dense_synthesis, randn, strong_kernel, visible
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.eviction import bounded_attention, evicted_at
+from pipeline.eviction import evict_and_attend, evicted_at
 from pipeline.kernels import get_kernel
 from pipeline.ops.low_rank import LowRankState, linear_attention, merge
 from pipeline.ops.reference import sequence as reference
@@ -65,7 +65,7 @@ def test_gradients_equal_those_of_the_masked_form(case):
 @given(cases())
 def test_correcting_a_sparse_output_is_synthesis(case):
     q, k, v = case.qkv
-    times, out, lse = bounded_attention(q, k, v, case.policy, case.prompt)
+    times, out, lse = evict_and_attend(q, k, v, case.policy, prompt=case.prompt)
     kernel = strong_kernel(case)
     with torch.no_grad():
         torch.testing.assert_close(

@@ -7,18 +7,17 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from ..errors import ConfigError
+from ..transformer.interface import AttendingLayer
 
 BUCKET = 1024
 """On a GPU a full cache reads a multiple of these tokens, the unwritten ones masked: one graph."""
 
 
-class FullLayer(CacheLayerMixin):
+class FullLayer(AttendingLayer):
     """All pairs of one layer, in buffers of ``room`` tokens."""
-
-    is_croppable = False
 
     def __init__(self, cache: FullCache) -> None:
         super().__init__()
@@ -33,19 +32,10 @@ class FullLayer(CacheLayerMixin):
         self.values = value_states.new_zeros(batch, groups, room, size)
         self.is_initialized = True
 
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mark the new keys (B, G, T, D) for the model's attention to find."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        key_states.less_layer = self  # type: ignore[attr-defined]
-        return key_states, value_states
-
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """A prompt, or one token after it: q (B, H, T, D), k, v (B, G, T, D) to (B, H, T, D)."""
+        """Return attention of a prompt, or of one token after it, whose pairs are written."""
         cache, length = self.cache, q.shape[2]
         assert self.keys is not None
         assert self.values is not None
@@ -65,15 +55,11 @@ class FullLayer(CacheLayerMixin):
         return out.view(q.shape)
 
     def get_seq_length(self) -> int:
-        """Tokens read."""
+        """Return the tokens read."""
         return self.seen
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of the library's mask, which nothing here reads."""
-        return self.seen + query_length, 0
-
     def get_max_length(self) -> int:
-        """Tokens that fit."""
+        """Return the tokens that fit."""
         return self.cache.room
 
 
@@ -102,9 +88,13 @@ class FullCache(Cache):
         return self.reads
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int,
-        *args: Any, **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Count new tokens once, then see :meth:`FullLayer.update`.
 
         Raises:

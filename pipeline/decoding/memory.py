@@ -10,14 +10,19 @@ from ..transformer.shape import model_shape
 
 
 def expected_memory(
-    config: PreTrainedConfig, policy: Policy, batch: int, dtype: torch.dtype,
-    kernel_size: int | None = None, fused: bool = False,
-) -> dict[str, int]:  # fmt: skip
-    """Bytes that a :class:`LessCache` will hold, by the parts of :meth:`LessCache.memory`.
+    config: PreTrainedConfig,
+    policy: Policy,
+    batch: int,
+    dtype: torch.dtype,
+    kernel_size: int | None = None,
+    features: bool = False,
+) -> dict[str, int]:
+    """Return the bytes that a :class:`LessCache` will hold, by the parts of its ``memory``.
 
     Args:
         kernel_size: R, or None without kernels.
-        fused: whether the device has a fused step (:func:`pipeline.ops.decode.fused_step`).
+        features: whether the device keeps psi of each slot (``KEEPS_FEATURES`` of
+            :class:`pipeline.ops.decode.DecodeBackend`).
     """
     shape = model_shape(config)
     groups, size = shape.num_kv_heads, shape.head_dim
@@ -28,12 +33,12 @@ def expected_memory(
         "slots": units * groups * places * 2 * size * dtype.itemsize,
         "scores": units * (sets * numbers + 1) * 4,
         "state": units * groups * (kernel_size or 0) * (size + 1) * 4,
-        "features": units * groups * places * (kernel_size or 0) * 4 if fused else 0,
+        "features": units * groups * places * (kernel_size or 0) * 4 if features else 0,
     }
 
 
 def full_cache_bytes(config: PreTrainedConfig, batch: int, length: int, dtype: torch.dtype) -> int:
-    """Bytes of the library's full cache after ``length`` tokens."""
+    """Return the bytes of the library's full cache after ``length`` tokens."""
     shape = model_shape(config)
     pairs = shape.num_layers * batch * shape.num_kv_heads * length
     return pairs * 2 * shape.head_dim * dtype.itemsize

@@ -12,11 +12,10 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from ..cache import LessCache, LessLayer
 from ..decoding.full_cache import FullCache
@@ -24,6 +23,7 @@ from ..kernels import get_kernel
 from ..ops.cpu import maps as cpu_maps
 from ..ops.packed import PackedKernel, PlainKernel, pack
 from ..policies import Policy
+from ..transformer.interface import AttendingLayer
 from ..transformer.shape import model_shape
 from .timing import interleaved
 
@@ -158,38 +158,18 @@ def copy_bandwidth(device: torch.device) -> float:
 # --- operators and the floor ------------------------------------------------------------------
 
 
-class Skipped(CacheLayerMixin):
+class Skipped(AttendingLayer):
     """Attention left out: a layer passes its queries on."""
-
-    is_croppable = False
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing is held."""
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mark the keys for the model's attention to find."""
-        key_states.less_layer = self  # type: ignore[attr-defined]
-        return key_states, value_states
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """The queries."""
+        """Return the queries."""
         return q
 
     def get_seq_length(self) -> int:
-        """As if something had been read."""
+        """Answer as if something had been read."""
         return 1
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """As if something had been read."""
-        return 1 + query_length, 0
-
-    def get_max_length(self) -> int:
-        """No maximum."""
-        return -1
 
 
 def products(model: PreTrainedModel, batch: int) -> Operator:

@@ -1,4 +1,4 @@
-"""What a decode step gives, and the one place that picks its backend.
+"""A decode step: what a backend offers and gives, and which one serves a device.
 
 Apart from the operators over sequences, so that training and teacher-forced evaluation do not
 depend on how a bounded cache steps.
@@ -6,14 +6,19 @@ depend on how a bounded cache steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import ModuleType
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
+from ..policies import Policy
+from .low_rank import LowRankState
+from .packed import PackedKernel, PlainKernel
+from .slots import Slots
 
-class Decoded(NamedTuple):
+
+@dataclass
+class Decoded:
     """What reading T tokens through a bounded cache gives.
 
     Attributes:
@@ -21,7 +26,6 @@ class Decoded(NamedTuple):
         lse: log-sum-exp of its logits, float32 (B, H, T); of padding it means nothing.
         keys, values: the pair evicted after each token, (B, G, T, D), where there is one.
         positions: its position, int32 (B, U, T), -1 where there is none.
-        rows: (H + G, B * T, D), queries and evicted keys head by head, as feature maps read them.
     """
 
     out: torch.Tensor
@@ -29,28 +33,53 @@ class Decoded(NamedTuple):
     keys: torch.Tensor
     values: torch.Tensor
     positions: torch.Tensor
-    rows: torch.Tensor
 
 
-def decode_backend(device: torch.device) -> ModuleType:
-    """The module whose ``decode`` and ``correct`` serve a bounded cache on ``device``."""
-    if device.type == "cpu":
-        from .cpu import decode as decode_cpu
+class DecodeBackend(Protocol):
+    """A module that reads tokens through the slots of a bounded cache.
 
-        return decode_cpu
-    if device.type == "cuda":
-        from .gpu import compiled as opaque
-        from .gpu import decode as decoding
-
-        return opaque if torch.compiler.is_compiling() else decoding
-    from .reference import decode as decode_reference
-
-    return decode_reference
-
-
-def fused_step(device: torch.device) -> Callable[..., Any] | None:
-    """``step`` of the backend for ``device``, which does what ``decode`` and ``correct`` do in one.
-
-    None where it has none. It asks for psi of the pair in each slot to be kept with the slots.
+    Attributes:
+        KEEPS_FEATURES: whether :meth:`step` wants psi of the pair in each slot kept beside it.
     """
-    return getattr(decode_backend(device), "step", None)
+
+    KEEPS_FEATURES: bool
+
+    def decode(
+        self,
+        slots: Slots,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        position: torch.Tensor,
+        policy: Policy,
+    ) -> Decoded:
+        """Read tokens; see :func:`pipeline.ops.reference.decode.decode`."""
+
+    def step(
+        self,
+        slots: Slots,
+        kept: torch.Tensor | None,
+        state: LowRankState,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kernel: PackedKernel | PlainKernel,
+        position: torch.Tensor,
+        policy: Policy,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read tokens with a state; see :func:`pipeline.ops.reference.decode.step`."""
+
+
+def decode_backend(device: torch.device) -> DecodeBackend:
+    """Return the module that serves a bounded cache on ``device``."""
+    if device.type == "cpu":
+        from .cpu import decode as cpu
+
+        return cpu
+    if device.type == "cuda":
+        from .gpu import compiled, decode
+
+        return compiled if torch.compiler.is_compiling() else decode
+    from .reference import decode as reference
+
+    return reference

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from ..eviction import Scores, bounded_attention, evicted_at
+from ..eviction import Scores, evict_and_attend
 from ..ops.times import EvictedOrder
 from ..policies import Policy
-from ..synthesis import sparse_part
 
 
 @dataclass
@@ -49,7 +48,7 @@ def prepare(
     policy: Policy,
     scores: Scores,
 ) -> Prepared:
-    """The part of training that no weight changes, one sequence at a time.
+    """Compute the part of training that no weight changes, one sequence at a time.
 
     Args:
         features: for each sequence q (1, H, S, D), k and v (1, G, S, D), after rotary embedding.
@@ -61,11 +60,7 @@ def prepare(
     columns: list[list[torch.Tensor]] = [[] for _ in range(6)]
     initial = 0
     for q, k, v in features:
-        if scores == "cached":
-            times, out, lse = bounded_attention(q, k, v, policy)
-        else:
-            times = evicted_at(q, k, policy, scores)
-            out, lse = sparse_part(q, k, v, times)
+        times, out, lse = evict_and_attend(q, k, v, policy, scores)
         order = EvictedOrder.of(times)
         if order.index.shape[-1] == 0:
             raise ValueError(
@@ -82,7 +77,7 @@ def prepare(
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """All parts as one; the list is emptied, so that only one column is in memory twice."""
+    """Return all parts as one; the list is emptied, so that only one column is in memory twice."""
     whole = torch.cat(parts)
     parts.clear()
     return whole

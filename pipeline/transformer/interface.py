@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
@@ -35,10 +36,10 @@ def less_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The library's attention signature.
+    """Attend as a model asks, by the library's attention signature.
 
     Three readers, in this order: a handler on ``module`` (:func:`attach`, :func:`record`); the
-    cache layer that marked ``key`` (:class:`pipeline.cache.LessLayer`); otherwise plain causal
+    cache layer that marked ``key`` (:class:`AttendingLayer`); otherwise plain causal
     attention, so that an enabled model still works with any other cache.
 
     Raises:
@@ -86,6 +87,42 @@ def _refuse(
         )
 
 
+class AttendingLayer(CacheLayerMixin):
+    """A cache layer that attends itself, since it needs the queries that a cache is not given.
+
+    ``update`` only marks the new keys with the layer; the model's attention finds the mark and
+    calls :meth:`attend`.
+    """
+
+    is_croppable = False
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate what the layer will ever hold; nothing, unless it says so."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mark the new keys (B, G, T, D) for the model's attention to find."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        key_states.less_layer = self  # type: ignore[attr-defined]
+        return key_states, value_states
+
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return attention of new tokens q (B, H, T, D), whose k, v (B, G, T, D) it takes in."""
+        raise NotImplementedError
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return length and offset of the mask: as if everything read were held."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Return that there is no maximum."""
+        return -1
+
+
 AttentionInterface.register(NAME, less_attention)
 AttentionMaskInterface.register(NAME, less_mask)
 
@@ -94,7 +131,7 @@ def _falcon_forward(  # type: ignore[no-untyped-def]
     self, hidden_states, alibi, attention_mask, position_ids=None, layer_past=None,
     use_cache=False, output_attentions=False, position_embeddings=None, **kwargs,
 ):  # fmt: skip
-    """Falcon's attention with the core replaced by :func:`less_attention`."""
+    """Run Falcon's attention with the core replaced by :func:`less_attention`."""
     from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
     query, key, value = self._split_heads(self.query_key_value(hidden_states))
@@ -115,18 +152,18 @@ ADAPTERS: dict[str, Callable[..., Any]] = {"FalconAttention": _falcon_forward}
 
 
 def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's self-attention modules in layer order."""
-    found = [
+    """Return the model's self-attention modules in layer order."""
+    modules = [
         module
         for module in model.modules()
         if type(module).__name__.endswith("Attention")
         and getattr(module, "layer_idx", None) is not None
     ]
-    return sorted(found, key=lambda module: module.layer_idx)  # type: ignore[arg-type, return-value]
+    return sorted(modules, key=lambda module: module.layer_idx)  # type: ignore[arg-type, return-value]
 
 
 def output_projection(layer: nn.Module) -> nn.Linear:
-    """The linear map after a layer's heads are joined, whatever the model calls it."""
+    """Return the linear map after a layer's heads are joined, whatever the model calls it."""
     for name in ("o_proj", "dense", "out_proj"):
         if hasattr(layer, name):
             return getattr(layer, name)  # type: ignore[no-any-return]

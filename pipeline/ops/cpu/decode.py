@@ -6,6 +6,8 @@ float32 whatever the storage. One thread an index set.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numba
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from ...policies import Policy
 from ..decode import Decoded
 from ..low_rank import EPSILON, LowRankState
 from ..packed import PackedKernel, PlainKernel
-from ..reference import decode as decode_reference
+from ..reference import decode as reference
 from ..slots import Slots
 from .jit import jit, parallel
 from .maps import as_bits, feature_scan, widen
@@ -157,7 +159,7 @@ def _needed(heads, groups, first, budget, gone):  # type: ignore[no-untyped-def]
 def _correct_group(  # type: ignore[no-untyped-def]
     b, g, out, lse, features, v, gone, H, z, first, budget, epsilon
 ):
-    """:func:`_correct` of key/value head ``g`` of sequence ``b``, given all features."""
+    """``correct_token`` of key/value head ``g`` of sequence ``b``, given all features."""
     heads, size = out.shape[1], out.shape[3]
     groups, rank = z.shape[1:]
     rep = heads // groups
@@ -191,7 +193,7 @@ def _correct_group(  # type: ignore[no-untyped-def]
 
 
 @parallel
-def _correct(  # type: ignore[no-untyped-def]
+def correct_token(  # type: ignore[no-untyped-def]
     out, lse, rows, w1, w2, last, v, gone, H, z, first, budget, epsilon
 ):
     """One token, in place: ``out`` (B, H, 1, D) is corrected, then H and z take the pair in.
@@ -208,10 +210,28 @@ def _correct(  # type: ignore[no-untyped-def]
         )
 
 
+KEEPS_FEATURES = False
+
+
+@dataclass
+class Read(Decoded):
+    """What :func:`decode` gives here.
+
+    Attributes:
+        rows: (H + G, B * T, D), queries and evicted keys head by head, as feature maps read them.
+    """
+
+    rows: torch.Tensor
+
+
 def decode(
-    slots: Slots, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor,
+    slots: Slots,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    position: torch.Tensor,
     policy: Policy,
-) -> Decoded:  # fmt: skip
+) -> Read:
     """See :func:`pipeline.ops.reference.decode.decode`."""
     batch, heads, length, size = q.shape
     groups, sets = k.shape[1], slots.positions.shape[1]
@@ -222,28 +242,58 @@ def decode(
     keys = rows[heads:].view(groups, batch, length, size)
     values = torch.empty_like(v, memory_format=torch.contiguous_format)
     gone = torch.empty(batch, sets, length, dtype=torch.int32)
-    _decode(
-        as_bits(q.contiguous().view(out.shape)), as_bits(k.contiguous()), as_bits(v.contiguous()),
-        as_bits(slots.keys), as_bits(slots.values), slots.positions.numpy(), slots.scores.numpy(),
-        slots.free.numpy(), position.numpy(), policy.sink, policy.recent, policy.budget,
-        np.float32(policy.decay), np.float32(size**-0.5), out.numpy(), lse.numpy(),
-        as_bits(queries), as_bits(keys), as_bits(values), gone.numpy(),
-    )  # fmt: skip
+    new = (
+        as_bits(q.contiguous().view(out.shape)),
+        as_bits(k.contiguous()),
+        as_bits(v.contiguous()),
+    )
+    held = (
+        as_bits(slots.keys),
+        as_bits(slots.values),
+        slots.positions.numpy(),
+        slots.scores.numpy(),
+        slots.free.numpy(),
+    )
+    rule = (policy.sink, policy.recent, policy.budget, np.float32(policy.decay))
+    given = (out.numpy(), lse.numpy(), as_bits(queries), as_bits(keys), as_bits(values))
+    scale = np.float32(size**-0.5)
+    _decode(*new, *held, position.numpy(), *rule, scale, *given, gone.numpy())
     keys = keys.transpose(0, 1)
-    return Decoded(out.view(q.shape), lse.view(q.shape[:-1]), keys, values, gone, rows)
+    return Read(out.view(q.shape), lse.view(q.shape[:-1]), keys, values, gone, rows)
 
 
 def correct(
-    decoded: Decoded, q: torch.Tensor, kernel: PackedKernel | PlainKernel, state: LowRankState,
-    position: torch.Tensor, budget: int,
-) -> torch.Tensor:  # fmt: skip
+    read: Read,
+    q: torch.Tensor,
+    kernel: PackedKernel | PlainKernel,
+    state: LowRankState,
+    position: torch.Tensor,
+    policy: Policy,
+) -> torch.Tensor:
     """See :func:`pipeline.ops.reference.decode.correct`; compiled for one token, in place."""
     if q.shape[2] > 1 or isinstance(kernel, PlainKernel):
-        return decode_reference.correct(decoded, q, kernel, state, position, budget)
-    _correct(
-        decoded.out.numpy(), decoded.lse.numpy(), as_bits(decoded.rows), as_bits(kernel.w1),
-        kernel.w2.numpy(), kernel.last.numpy(),
-        as_bits(decoded.values), decoded.positions.numpy(), state.H.numpy(), state.z.numpy(),
-        position.numpy(), budget, EPSILON,
-    )  # fmt: skip
-    return decoded.out
+        return reference.correct(read, q, kernel, state, position, policy)
+    maps = (as_bits(kernel.w1), kernel.w2.numpy(), kernel.last.numpy())
+    evicted = (as_bits(read.values), read.positions.numpy())
+    memory = (state.H.numpy(), state.z.numpy())
+    out, lse, rows = read.out.numpy(), read.lse.numpy(), as_bits(read.rows)
+    correct_token(
+        out, lse, rows, *maps, *evicted, *memory, position.numpy(), policy.budget, EPSILON
+    )
+    return read.out
+
+
+def step(
+    slots: Slots,
+    kept: torch.Tensor | None,
+    state: LowRankState,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kernel: PackedKernel | PlainKernel,
+    position: torch.Tensor,
+    policy: Policy,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`pipeline.ops.reference.decode.step`."""
+    read = decode(slots, q, k, v, position, policy)
+    return correct(read, q, kernel, state, position, policy), read.positions

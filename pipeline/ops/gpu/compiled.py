@@ -15,13 +15,11 @@ from ...policies import Policy
 from ..decode import Decoded
 from ..low_rank import LowRankState
 from ..packed import PackedKernel, PlainKernel
-from ..reference.decode import correct
 from ..slots import Slots
 from . import decode as decoding
 from . import maps
 
-__all__ = ["correct", "decode", "step"]
-
+KEEPS_FEATURES = True
 SLOTS = ("keys", "values", "positions", "scores", "free")
 
 
@@ -41,8 +39,8 @@ def _decode(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     slots = Slots(keys, values, positions, scores, free)
     policy = Policy("", sink, recent, heavy, decay, "group")  # sets are as the slots have them
-    out, lse, *gone = decoding.decode(slots, q, k, v, position, policy)[:5]
-    return out, lse, gone[0], gone[1], gone[2]
+    decoded = decoding.decode(slots, q, k, v, position, policy)
+    return decoded.out, decoded.lse, decoded.keys, decoded.values, decoded.positions
 
 
 @_decode.register_fake
@@ -95,20 +93,26 @@ def decode(
     slots: Slots, q: Tensor, k: Tensor, v: Tensor, position: Tensor, policy: Policy
 ) -> Decoded:
     """See :func:`pipeline.ops.gpu.decode.decode`."""
-    found = _decode(*_held(slots), q, k, v, position, *_numbers(policy))
-    out, lse, keys, values, positions = found
-    return Decoded(out, lse, keys, values, positions, q.new_empty(0))
+    return Decoded(*_decode(*_held(slots), q, k, v, position, *_numbers(policy)))
 
 
 def step(
-    slots: Slots, kept: Tensor, state: LowRankState, q: Tensor, k: Tensor, v: Tensor,
-    kernel: PackedKernel | PlainKernel, position: Tensor, policy: Policy,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    slots: Slots,
+    kept: Tensor | None,
+    state: LowRankState,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel: PackedKernel | PlainKernel,
+    position: Tensor,
+    policy: Policy,
+) -> tuple[Tensor, Tensor]:
     """See :func:`pipeline.ops.gpu.decode.step`."""
     if isinstance(kernel, PackedKernel):
         phi, psi = _maps(kernel.w1, kernel.w2, kernel.last, q, k)
     else:
         phi, psi = kernel.phi(q), kernel.psi(k)
+    assert kept is not None
     held = (*_held(slots), kept, state.H, state.z)
     out, gone = _step(*held, q, k, v, phi, psi, position, *_numbers(policy))
     return out, gone

@@ -22,7 +22,6 @@ from ...policies import Policy
 from ..decode import Decoded
 from ..low_rank import EPSILON, LowRankState
 from ..packed import PackedKernel, PlainKernel
-from ..reference import decode as decode_reference
 from ..slots import Slots
 from ..times import NEVER
 from .maps import features
@@ -414,30 +413,40 @@ def _read(
     _choose_kernel[(sets,)](new, held, scratch, results, 0, length, places, groups, rule, S)
 
 
+KEEPS_FEATURES = True
+
+
 def decode(
     slots: Slots, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor,
     policy: Policy,
 ) -> Decoded:  # fmt: skip
-    """See :func:`pipeline.ops.reference.decode.decode`; launches as :func:`_read` says.
-
-    ``rows`` stays empty: the maps read queries and keys where they are.
-    """
+    """See :func:`pipeline.ops.reference.decode.decode`; launches as :func:`_read` says."""
     q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     decoded = Decoded(
-        q.new_empty(q.shape, dtype=torch.float32),
-        q.new_empty(q.shape[:-1], dtype=torch.float32),
-        torch.empty_like(k), torch.empty_like(v),
-        slots.positions.new_empty(*slots.free.shape, q.shape[2]), q.new_empty(0),
-    )  # fmt: skip
-    _read(slots, Tokens(q, k, v, None, None, position), policy, Results(*decoded[:5]))
+        out=q.new_empty(q.shape, dtype=torch.float32),
+        lse=q.new_empty(q.shape[:-1], dtype=torch.float32),
+        keys=torch.empty_like(k),
+        values=torch.empty_like(v),
+        positions=slots.positions.new_empty(*slots.free.shape, q.shape[2]),
+    )
+    pairs = (decoded.keys, decoded.values, decoded.positions)
+    results = Results(decoded.out, decoded.lse, *pairs)
+    _read(slots, Tokens(q, k, v, None, None, position), policy, results)
     return decoded
 
 
 def step(
-    slots: Slots, kept: torch.Tensor, state: LowRankState, q: torch.Tensor, k: torch.Tensor,
-    v: torch.Tensor, kernel: PackedKernel | PlainKernel, position: torch.Tensor, policy: Policy,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """:func:`decode` and :func:`correct` at once, after one launch for the features.
+    slots: Slots,
+    kept: torch.Tensor | None,
+    state: LowRankState,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kernel: PackedKernel | PlainKernel,
+    position: torch.Tensor,
+    policy: Policy,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read tokens and correct what they read at once, after one launch for the features.
 
     psi of a pair is formed when it enters and kept beside its slot, so nothing has to be computed
     between the choice of the evicted pair and the state that takes it in.
@@ -451,6 +460,7 @@ def step(
     Returns:
         The output (B, H, T, D), float32, and evicted positions (B, U, T), -1 for none.
     """
+    assert kept is not None
     phi, psi = features(kernel, q, k)
     return step_with_features(slots, kept, state, Tokens(q, k, v, phi, psi, position), policy)
 
@@ -466,43 +476,3 @@ def step_with_features(
     results = Results(out, q.new_empty(q.shape[:-1], dtype=torch.float32), None, None, gone)
     _read(slots, new, policy, results, kept, state)
     return out, gone
-
-
-@triton.jit(do_not_specialize=RUNTIME)
-def _correct_kernel(out, lse, phi, psi, v, gone, first, H, z, groups, budget, epsilon, S):  # type: ignore[no-untyped-def]  # fmt: skip
-    """One token, programs (B G)."""
-    head = tl.program_id(0).to(tl.int64)
-    n, d, r = tl.arange(0, S.NP), tl.arange(0, S.DP), tl.arange(0, S.RP)
-    row = head * S.N + n
-    if tl.load(first + head // groups) > budget:
-        wanted = (n < S.N)[:, None] & (d < S.D)[None, :]
-        at = row[:, None] * S.D + d[None, :]
-        tile = tl.load(out + at, wanted, 0.0)
-        row_lse = tl.load(lse + row, n < S.N, 0.0)
-        tl.store(out + at, read_state(tile, row_lse, phi, H, z, row, head, epsilon, S), wanted)
-    tl.debug_barrier()
-    if tl.load(gone + head // S.M) >= 0:
-        key_features = tl.load(psi + head * S.R + r, r < S.R, 0.0)
-        value = tl.load(v + head * S.D + d, d < S.D, 0.0).to(tl.float32)
-        absorb(H, z, key_features, value, head, S)
-
-
-def correct(
-    decoded: Decoded, q: torch.Tensor, kernel: PackedKernel | PlainKernel, state: LowRankState,
-    position: torch.Tensor, budget: int,
-) -> torch.Tensor:  # fmt: skip
-    """See :func:`pipeline.ops.reference.decode.correct`; for one token two launches, in place."""
-    batch, groups, length, size = decoded.keys.shape
-    if length > 1:
-        return decode_reference.correct(decoded, q, kernel, state, position, budget)
-    phi, psi = (x.contiguous() for x in features(kernel, q, decoded.keys))
-    rep, rank = q.shape[1] // groups, psi.shape[-1]
-    sizes = (
-        rep, size, rank, groups // decoded.positions.shape[1], rows(rep), padded(size),
-        padded(rank), 0, 0, False, False, True,
-    )  # fmt: skip
-    _correct_kernel[(batch * groups,)](
-        decoded.out, decoded.lse, phi, psi, decoded.values, decoded.positions, position,
-        state.H, state.z, groups, budget, EPSILON, Sizes(*map(tl.constexpr, sizes)),
-    )  # fmt: skip
-    return decoded.out

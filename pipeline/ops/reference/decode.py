@@ -11,12 +11,18 @@ from ..packed import PackedKernel, PlainKernel
 from ..slots import Slots, by_head
 from ..times import NEVER
 
+KEEPS_FEATURES = False
+
 
 def decode(
-    slots: Slots, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, position: torch.Tensor,
+    slots: Slots,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    position: torch.Tensor,
     policy: Policy,
-) -> Decoded:  # fmt: skip
-    """Tokens read one after another through the slots of a bounded cache, which change in place.
+) -> Decoded:
+    """Read tokens one after another through the slots of a bounded cache, which change in place.
 
     Each token's pair takes the free slot, its query attends to all that is cached, scores are
     updated, and if more than the budget is held the policy frees a slot.
@@ -68,19 +74,22 @@ def decode(
         evicted[..., t] = torch.where(full, gone[..., 0], -1)
         slots.positions.scatter_(2, victim, torch.where(full[..., None], -1, gone))
         slots.free.copy_(torch.where(full, victim[..., 0], (now + 1).clamp(min=0)))
-    rows = torch.cat([q, keys], 1).transpose(0, 1).reshape(heads + groups, -1, size)
-    return Decoded(out, lse, keys, values, evicted, rows)
+    return Decoded(out, lse, keys, values, evicted)
 
 
 def correct(
-    decoded: Decoded, q: torch.Tensor, kernel: PackedKernel | PlainKernel, state: LowRankState,
-    position: torch.Tensor, budget: int,
-) -> torch.Tensor:  # fmt: skip
+    decoded: Decoded,
+    q: torch.Tensor,
+    kernel: PackedKernel | PlainKernel,
+    state: LowRankState,
+    position: torch.Tensor,
+    policy: Policy,
+) -> torch.Tensor:
     """Add the low-rank part to what :func:`decode` gave, and take its evicted pairs in, in place.
 
     Args:
         q: (B, H, T, D), the queries. kernel: its features of them, and of the evicted keys.
-        position: (B,) of the first token. budget: queries after it miss something.
+        position: (B,) of the first token. Queries beyond the policy's budget miss something.
 
     Returns:
         (B, H, T, D), float32.
@@ -95,6 +104,29 @@ def correct(
         numerator[:, :, 1:] += more
         denominator[:, :, 1:] += mass
     merged = merge(decoded.out, decoded.lse, numerator, denominator)
-    misses = position[:, None] + torch.arange(length, device=psi.device) > budget
+    misses = position[:, None] + torch.arange(length, device=psi.device) > policy.budget
     state.absorb(psi, values)
     return torch.where(misses[:, None, :, None], merged, decoded.out)
+
+
+def step(
+    slots: Slots,
+    kept: torch.Tensor | None,
+    state: LowRankState,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kernel: PackedKernel | PlainKernel,
+    position: torch.Tensor,
+    policy: Policy,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read tokens as :func:`decode` does, and correct what it gave; slots and state change.
+
+    Args:
+        kept: psi of the pair in each slot, float32 (B, G, C + 1, R), where a backend keeps it.
+
+    Returns:
+        The output (B, H, T, D), float32, and evicted positions (B, U, T), -1 for none.
+    """
+    decoded = decode(slots, q, k, v, position, policy)
+    return correct(decoded, q, kernel, state, position, policy), decoded.positions

@@ -23,7 +23,7 @@ from pipeline.ops.cpu.products import product
 
 RUN = """
 import hashlib, torch
-from pipeline.eviction import bounded_attention
+from pipeline.eviction import evict_and_attend
 from pipeline.kernels import get_kernel
 from pipeline.ops.packed import pack
 from pipeline.ops.cpu import decode as decode_cpu
@@ -33,7 +33,7 @@ from pipeline.ops.slots import Slots
 policy = get_policy("h2o", 46)
 seed = torch.Generator().manual_seed(0)
 q, k, v = (torch.randn(2, heads, 150, 64, generator=seed) for heads in (6, 2, 2))
-found = [*bounded_attention(q, k, v, policy)]
+found = [*evict_and_attend(q, k, v, policy)]
 for dtype in (torch.bfloat16, torch.float16):
     slots = Slots.empty(k.to(dtype), policy)
     position = torch.zeros(2, dtype=torch.int32)
@@ -45,7 +45,7 @@ for dtype in (torch.bfloat16, torch.float16):
     token, position = [x[:, :, :1].to(dtype) for x in (q, k, v)], position + 150
     last = decode_cpu.decode(slots, *token, position, policy)
     for _ in range(2):  # what the second reads, the first absorbed
-        out = decode_cpu.correct(last, token[0], pack(kernel), state, position, policy.budget)
+        out = decode_cpu.correct(last, token[0], pack(kernel), state, position, policy)
     found += [out, state.H, state.z]
 for x in found:
     print(hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest())

@@ -24,13 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
 from benchmarks import gpu_check
+from pipeline import cache as cache_module
 from pipeline import synthesis
 from pipeline.cache import LessCache, LessLayer
 from pipeline.decoding.engine import Engine
 from pipeline.decoding.full_cache import FullCache
 from pipeline.eviction import evicted_at
 from pipeline.measure.operators import untrained_kernels
-from pipeline.ops import decode, gpu, low_rank
+from pipeline.ops import gpu, low_rank
 from pipeline.ops.decode import decode_backend
 from pipeline.ops.gpu import compiled as opaque
 from pipeline.ops.gpu import decode as decoding
@@ -123,7 +124,7 @@ class Reader:
         decoded = ops.decode(self.slots, q, k, v, position, policy)
         if self.kernel is None:
             return decoded.out, decoded.positions
-        out = ops.correct(decoded, q, self.kernel, self.state, position, policy.budget)
+        out = decode_reference.correct(decoded, q, self.kernel, self.state, position, policy)
         return out, decoded.positions
 
     def step(self, start, stop):
@@ -183,7 +184,7 @@ def test_decode_equals_the_whole_sequence(stream, with_kernel):
 
 @few
 @given(streams(), st.sampled_from([16, 512]))
-def test_fused_step_equals_separate_launches(stream, span):
+def test_a_step_equals_decoding_and_its_correction(stream, span):
     case, padding, piece = stream
     kernel = strong_kernel(case)
     fused, plain = Reader(case, padding, kernel), Reader(case, padding, kernel)
@@ -210,7 +211,7 @@ def test_two_hundred_tokens_equal_the_cache(name):
         return layer.attend(q, *layer.update(k, v), None).cpu()
 
     for tokens in (slice(0, 16), *(slice(t, t + 1) for t in range(16, 216))):
-        with mock.patch.object(decode, "decode_backend", return_value=decoding):
+        with mock.patch.object(cache_module, "decode_backend", return_value=decoding):
             out = attend(layers[0], tokens, DEVICE)
         torch.testing.assert_close(out, attend(layers[1], tokens, "cpu"), **CLOSE)
         fused, plain = (layer.slots.positions.cpu() for layer in layers)
@@ -329,7 +330,8 @@ def test_a_step_of_the_engine_waits_for_nothing(method):
         kernels = kernel and untrained_kernels(kernel, model, kernel_size=4, hidden_size=8)
         cache = LessCache(model.config, get_policy("h2o", 6), kernels)
     prompt = torch.arange(20, device=DEVICE).view(2, 10)
-    with mock.patch.object(decode, "decode_backend", return_value=decoding), torch.no_grad():
+    own = mock.patch.object(cache_module, "decode_backend", return_value=decoding)
+    with own, torch.no_grad():
         engine = Engine(model, cache, 2)
         engine.read(prompt)
         cache.reads = 40
