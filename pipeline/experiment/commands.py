@@ -17,7 +17,7 @@ from . import grid, latency
 from .config import config_hash, settings_hash
 from .grid import Cell, Training
 from .kinds import KINDS, Options
-from .methods import METHODS, SCORES
+from .methods import METHODS, SCORES, trained_methods
 from .paths import dump_ranges, train_ranges
 
 Config = Mapping[str, Any]
@@ -129,8 +129,8 @@ def maps(config: Config, model: str) -> Options:
 
 def map_method(config: Config) -> str:
     """Return the method whose kernels maps show: the grid's first that is trained."""
-    trained = (name for name in config["grid"]["methods"] if METHODS[name].trained)
-    return next(trained, next(name for name, method in METHODS.items() if method.trained))
+    trained = trained_methods()
+    return next((name for name in config["grid"]["methods"] if name in trained), trained[0])
 
 
 def map_trainings(config: Config, model: str) -> list[Training]:

@@ -118,5 +118,6 @@ def measure_task(
                 journal.extend([variant.columns | {"document": document.name} | values])
                 shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
                 progress.step(f"{variant.method}: {shown}")
-    compared.save(out, journal.rows, "harness")
+    kind = "perplexity" if task.OUTPUT_TYPE == ROLLING else "scores"
+    compared.save(out, journal.rows, kind)
     shutil.rmtree(resume, ignore_errors=True)

@@ -8,11 +8,13 @@ recovered gap, and whether LESS is better than Baseline+.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..experiment.methods import FULL, label_of
+from ..experiment.methods import FULL, label_of, trained_methods
+from ..storage.files import whole
 from . import paper
 from .html import Section, as_html, as_markdown
 from .metrics import METRICS, SPEED
@@ -169,7 +171,7 @@ def difference(row: Mapping[str, Any]) -> str:
 
 
 def orderings(found: pd.DataFrame, tidy: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Where the paper has LESS and Baseline+ in one cell: who is better there, and here.
+    """Return where the paper has LESS and Baseline+ in one cell: who is better there, and here.
 
     Here it is decided where the interval of paired differences on the same documents excludes 0.
     """
@@ -177,10 +179,10 @@ def orderings(found: pd.DataFrame, tidy: pd.DataFrame, model: str) -> pd.DataFra
     for (table, *cell), block in found.groupby(["table", *CELL], sort=False):
         metric = METRICS[cell[-1]]
         plus = block[block["method"] == "baseline_plus"]
-        less = block[(block["method"] == "less") & block["ours"].notna()]
+        trained = block[block["method"].isin(trained_methods()) & block["ours"].notna()]
         if not metric.gap or plus.empty or plus["ours"].isna().all():
             continue
-        for row in less.to_dict("records"):
+        for row in trained.to_dict("records"):
             sign = -1 if metric.lower else 1
             theirs = sign * (row["value"] - plus["value"].iloc[0])
             ours = sign * (row["value_ours"] - plus["value_ours"].iloc[0])
@@ -288,3 +290,10 @@ def forms(tidy: pd.DataFrame, config: Config) -> dict[str, str]:
     """The comparison as Markdown and as a page, by suffix."""
     found = [part for model in config["models"] for part in sections(tidy, config, model)]
     return {"md": to_markdown(found), "html": as_html(TITLE, found, NOTES)}
+
+
+def write(tidy: pd.DataFrame, config: Mapping[str, Any], out: Path) -> None:
+    """Write the comparison as Markdown to ``out``, and as a page beside it."""
+    for suffix, text in forms(tidy, config).items():
+        with whole(out.with_suffix(f".{suffix}")) as partial:
+            partial.write_text(text, encoding="utf-8")

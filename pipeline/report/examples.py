@@ -5,54 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import jinja2
 import pandas as pd
 
-from ..experiment.methods import FULL, label_of, policy_title
+from ..experiment.methods import FULL, label_of, policy_title, trained_methods
+from ..storage.files import whole
+from .html import template
 
-SHOWN = (FULL, "baseline_plus", "less")
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Summaries side by side</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem;
-       color: #222; background: #fff; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-.texts { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: .75rem; }
-figure { margin: 0; padding: .6rem .8rem; border: 1px solid #ddd; border-radius: 4px; }
-figure.reference { background: #f4f4f4; grid-column: 1 / -1; }
-figcaption { font-weight: 600; margin-bottom: .3rem; }
-figcaption small { font-weight: normal; color: #555; }
-p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
-.none { color: #777; font-style: italic; }
-</style>
-</head>
-<body>
-<h1>Summaries side by side</h1>
-<p>{{ note }}</p>
-{% for section in sections %}
-<h2>{{ section.title }}</h2>
-{% for example in section.examples %}
-<h3>{{ example.document }}</h3>
-<div class="texts">
-<figure class="reference"><figcaption>Reference</figcaption><p>{{ example.reference }}</p></figure>
-{% for text in example.texts %}
-<figure>
-<figcaption>{{ text.label }} <small>{{ text.facts }}</small></figcaption>
-{% if text.text %}<p>{{ text.text }}</p>{% else %}<p class="none">empty</p>{% endif %}
-</figure>
-{% endfor %}
-</div>
-{% endfor %}
-{% endfor %}
-</body>
-</html>
-"""
 MARKS = re.compile(r"([\\`*_\[\]<>#|~])")
 """What Markdown would take for its own."""
 
@@ -84,16 +44,16 @@ class Section:
 
 
 def sections(tables: Sequence[pd.DataFrame], count: int) -> Iterator[Section]:
-    """The first ``count`` documents of every cell, with the full cache's text from its own file."""
+    """Yield the first ``count`` documents of every cell, the full cache's text beside."""
     rows = pd.concat(tables, ignore_index=True)
-    rows = rows[rows["method"].isin(SHOWN)]
+    rows = rows[rows["method"].isin([FULL, "baseline_plus", *trained_methods()])]
     full = rows[rows["method"] == FULL]
     cells = rows[rows["method"] != FULL].groupby(
         ["model", "task", "policy", "sparsity"], sort=False
     )
-    for (model, task, policy, sparsity), found in cells:
+    for (model, task, policy, sparsity), own in cells:
         same = full[(full["model"] == model) & (full["task"] == task)]
-        everything = pd.concat([same, found])
+        everything = pd.concat([same, own])
         documents = list(dict.fromkeys(same["document"]))[:count]
         yield Section(
             f"{task}: {model}, {policy_title(policy)} at {100 * sparsity:g} %",
@@ -102,7 +62,7 @@ def sections(tables: Sequence[pd.DataFrame], count: int) -> Iterator[Section]:
 
 
 def example(rows: pd.DataFrame) -> Example:
-    """One document's rows, a text a method."""
+    """Return one document's rows, a text a method."""
     return Example(
         document=rows["document"].iloc[0],
         reference=rows["reference"].iloc[0],
@@ -117,29 +77,41 @@ def example(rows: pd.DataFrame) -> Example:
     )
 
 
-def as_html(found: Sequence[Section], note: str) -> str:
-    """A page that needs nothing else; every text is escaped."""
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True)
-    return environment.from_string(PAGE).render(sections=found, note=note) + "\n"
+def as_html(shown: Sequence[Section], note: str) -> str:
+    """Return a page that needs nothing else; every text is escaped."""
+    return template("examples.html").render(sections=shown, note=note) + "\n"
 
 
-def as_markdown(found: Sequence[Section], note: str) -> str:
-    """The same as quotes under headings."""
+def as_markdown(shown: Sequence[Section], note: str) -> str:
+    """Return the same as quotes under headings."""
     parts = ["# Summaries side by side", note]
-    for section in found:
+    for section in shown:
         parts.append(f"## {plain(section.title)}")
-        for shown in section.examples:
-            parts += [f"### {plain(shown.document)}", "**Reference**", quote(shown.reference)]
-            for text in shown.texts:
+        for each in section.examples:
+            parts += [f"### {plain(each.document)}", "**Reference**", quote(each.reference)]
+            for text in each.texts:
                 parts += [f"**{plain(text.label)}** ({text.facts})", quote(text.text or "(empty)")]
     return "\n\n".join(parts) + "\n"
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Return text that Markdown shows as it is."""
     return MARKS.sub(r"\\\1", text.replace("&", "&amp;"))
 
 
 def quote(text: str) -> str:
-    """A Markdown quote that keeps line breaks."""
+    """Return a Markdown quote that keeps line breaks."""
     return "\n".join(f"> {plain(line)}  " for line in text.splitlines())
+
+
+def write(tables: Sequence[pd.DataFrame], count: int, out: Path) -> None:
+    """Write ``count`` documents of every cell as a page to ``out``, Markdown beside it."""
+    shown = list(sections(tables, count))
+    note = (
+        f"The first {count} documents of each task in the order they were drawn, not chosen "
+        "by result. Prompts are not shown; documents too long for one were passed over."
+    )
+    texts = {out: as_html(shown, note), out.with_suffix(".md"): as_markdown(shown, note)}
+    for path, text in texts.items():
+        with whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")

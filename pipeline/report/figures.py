@@ -18,7 +18,7 @@ from .attention_maps import Maps, draw_maps, draw_spectrum
 from .contents import FIGURES as CATALOGUE
 from .metrics import METRICS, PRIMARY, STEP_PARTS
 from .rows import BLOCK, of_grid, with_full
-from .style import COLOURS, draw_lines, legend, nothing, panels, series
+from .style import STYLE, colour_of, draw_lines, legend, nothing, panels, save, series
 from .wide import title
 
 SPECTRUM = ["layer", "head", "kind", "index", "value", "kept", "model"]
@@ -42,13 +42,13 @@ class Measured:
 
 
 def load_spectra(paths: Sequence[Path]) -> pd.DataFrame:
-    """The spectra of every file; a file's name begins with its model's."""
-    found = [load_table(path).assign(model=path.name.split(".spectrum")[0]) for path in paths]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=SPECTRUM)
+    """Read the spectra of every file; a file's name begins with its model's."""
+    spectra = [load_table(path).assign(model=path.name.split(".spectrum")[0]) for path in paths]
+    return pd.concat(spectra, ignore_index=True) if spectra else pd.DataFrame(columns=SPECTRUM)
 
 
 def perplexity(measured: Measured) -> Any:
-    """Perplexity against sparsity.
+    """Draw perplexity against sparsity.
 
     Without intervals: documents differ far more than methods do, and methods are compared on the
     same documents, in the table of paired differences.
@@ -58,8 +58,8 @@ def perplexity(measured: Measured) -> Any:
     rows = rows[rows["policy"].notna()]
     if rows.empty:
         return None
-    figure, found = panels(rows, "task")
-    for axis, part in found:
+    figure, shown = panels(rows, "task")
+    for axis, part in shown:
         for label, colour, lines in series(part):
             axis.plot(100 * lines["sparsity"], lines["value"], "o-", color=colour, label=label)
         key = tuple(part[["model", "task"]].iloc[0])
@@ -74,15 +74,15 @@ def perplexity(measured: Measured) -> Any:
 
 
 def recovered_gap(measured: Measured) -> Any:
-    """Recovered gap in perplexity by policy and sparsity."""
+    """Draw the recovered gap in perplexity by policy and sparsity."""
     texts = of_grid(measured.tidy, "word_perplexity")["task"]
     rows = of_grid(measured.tidy, "recovered_gap").dropna(subset="value")
     rows = rows[rows["task"].isin(texts)]  # gaps of accuracies and ROUGE are mostly noise
     if rows.empty:
         return None
-    figure, found = panels(rows, "task")
+    figure, shown = panels(rows, "task")
     cells = sorted(rows["sparsity"].unique())
-    for axis, part in found:
+    for axis, part in shown:
         entries = list(series(part))
         width = 0.8 / len(entries)
         for place, (label, colour, bars) in enumerate(entries):
@@ -102,25 +102,25 @@ def recovered_gap(measured: Measured) -> Any:
 
 
 def hellinger(measured: Measured) -> Any:
-    """Hellinger distance by layer."""
+    """Draw the Hellinger distance by layer."""
     rows = of_grid(measured.tidy, "hellinger")
     if rows.empty:
         return None
     rows["cell"] = [f"{100 * s:g} %" for s in rows["sparsity"]]
-    figure, found = panels(rows, "cell")
-    for axis, part in found:
+    figure, shown = panels(rows, "cell")
+    for axis, part in shown:
         for label, colour, lines in series(part, "layer"):
             draw_lines(axis, lines["layer"], lines, label, colour)
         axis.set_xlabel("layer")
         axis.set_ylabel("Hellinger distance")
-    for axis, _ in found:  # only now: a limit set earlier would hold for the panels that share it
+    for axis, _ in shown:  # only now: a limit set earlier would hold for the panels that share it
         axis.set_ylim(bottom=0)
     legend(figure)
     return figure
 
 
 def kernel_size(measured: Measured) -> Any:
-    """Score against kernel size R at equal numbers held, and Baseline+, which holds as many.
+    """Draw a score against kernel size R at equal numbers held, and Baseline+, which holds as many.
 
     The grid's own R is the grid's cell: Baseline+ has R/2 tokens more. Without intervals, as for
     perplexity: documents differ far more than sizes do.
@@ -133,19 +133,19 @@ def kernel_size(measured: Measured) -> Any:
     keys = [*BLOCK, "metric"]
     grid = of_grid(tidy, *PRIMARY).merge(rows[keys].drop_duplicates(), on=keys)
     plus = grid[grid["method"] == "baseline_plus"].set_index(keys)
-    own = grid[(grid["method"] == "less") & (grid["train_sparsity"] == grid["sparsity"])]
+    own = grid[grid["train_sparsity"] == grid["sparsity"]]
     if len(own) and len(plus):
         more = own.join(plus["budget"].rename("plus"), on=keys)["plus"] - own["budget"]
         rows = pd.concat([rows, own.assign(setting=2.0 * more)], ignore_index=True)
     rows = rows.drop_duplicates([*keys, "method", "train_sparsity", "setting"])
     rows["cell"] = rows["task"] + ", " + title(rows["sparsity"])
-    figure, found = panels(rows, "cell")
-    for axis, part in found:
+    figure, shown = panels(rows, "cell")
+    for axis, part in shown:
         for label, colour, lines in series(part, "setting"):
             axis.plot(lines["setting"], lines["value"], "o-", color=colour, label=label)
         key = tuple(part[keys].iloc[0])
         if key in plus.index:
-            style: dict[str, Any] = {"color": COLOURS["baseline_plus"], "linestyle": "--"}
+            style: dict[str, Any] = {"color": colour_of("baseline_plus"), "linestyle": "--"}
             axis.axhline(plus.loc[key, "value"], label="Baseline+", **style)
         settings_axis(axis, part, "kernel size R")
     legend(figure)
@@ -153,14 +153,14 @@ def kernel_size(measured: Measured) -> Any:
 
 
 def prompt_length(measured: Measured) -> Any:
-    """ROUGE against the length of the prompt, a row of panels for each kind."""
+    """Draw ROUGE against the length of the prompt, a row of panels for each kind."""
     tidy = measured.tidy
     rows = with_full(tidy[(tidy["study"] == "prompt_length") & tidy["metric"].isin(ROUGE)])
     if rows.empty:
         return None
     rows["cell"] = rows["task"] + ", " + title(rows["sparsity"]) + ", " + title(rows["metric"])
-    figure, found = panels(rows, "cell")
-    for axis, part in found:
+    figure, shown = panels(rows, "cell")
+    for axis, part in shown:
         for label, colour, lines in series(part, "setting"):
             draw_lines(axis, lines["setting"], lines, label, colour)
         settings_axis(axis, part, "tokens of the prompt")
@@ -169,8 +169,9 @@ def prompt_length(measured: Measured) -> Any:
 
 
 def of_settings(tidy: pd.DataFrame, *metrics: str) -> pd.DataFrame:
-    """Rows of the latency study with the full cache's in every block; prompt, new tokens and batch
-    in columns of their own.
+    """Return rows of the latency study with the full cache's in every block.
+
+    Prompt, new tokens and batch have columns of their own.
     """
     rows = with_full(of_grid(tidy, *metrics))
     parts = [Setting.of(task) for task in rows["task"]]
@@ -180,7 +181,9 @@ def of_settings(tidy: pd.DataFrame, *metrics: str) -> pd.DataFrame:
 
 
 def against(metric: str, along: str, label: str, fixed: Sequence[str]) -> Callable[[Measured], Any]:
-    """A figure of a metric of the latency study ``along`` a column, a panel where others agree.
+    """Return what draws a metric of the latency study ``along`` a column.
+
+    A panel shows where the other columns agree.
 
     Where memory did not suffice a cross stands on the axis.
     """
@@ -195,8 +198,8 @@ def against(metric: str, along: str, label: str, fixed: Sequence[str]) -> Callab
         rows = rows[several.astype(bool)].copy()
         if rows.empty:
             return None
-        figure, found = panels(rows, "cell")
-        for axis, part in found:
+        figure, shown = panels(rows, "cell")
+        for axis, part in shown:
             for text, colour, lines in series(part, along):
                 scaled = lines.assign(
                     **{n: lines[n] * METRICS[metric].scale for n in ("value", "low", "high")}
@@ -213,7 +216,7 @@ def against(metric: str, along: str, label: str, fixed: Sequence[str]) -> Callab
             axis.minorticks_off()
             axis.set_xlabel(label)
             axis.set_ylabel(METRICS[metric].title)
-        for axis, _ in found:
+        for axis, _ in shown:
             axis.set_ylim(bottom=0)
         legend(figure)
         return figure
@@ -227,7 +230,7 @@ SHOWN_SETTINGS = 3
 
 
 def step_parts(measured: Measured) -> Any:
-    """The parts of a decode step as stacked bars, a bar a method."""
+    """Draw the parts of a decode step as stacked bars, a bar a method."""
     tidy, names = measured.tidy, [part for part in STEP_PARTS if part != "total"]
     rows = with_full(of_grid(tidy, *(f"step_ms.{part}" for part in names)))
     tasks = list(dict.fromkeys(rows["task"]))[:SHOWN_SETTINGS]
@@ -235,8 +238,8 @@ def step_parts(measured: Measured) -> Any:
     if rows.empty:
         return None
     rows["cell"] = rows["task"] + ", " + title(rows["sparsity"])
-    figure, found = panels(rows, "cell")
-    for axis, part in found:
+    figure, shown = panels(rows, "cell")
+    for axis, part in shown:
         entries = [(label, lines) for label, _, lines in series(part, "metric")]
         left = [0.0] * len(entries)
         for name, colour in zip(names, PART_COLOURS, strict=True):
@@ -254,7 +257,7 @@ def step_parts(measured: Measured) -> Any:
 
 
 def settings_axis(axis: Any, part: pd.DataFrame, label: str) -> None:
-    """Settings as ticks on a logarithmic axis, the metric beside it."""
+    """Show settings as ticks on a logarithmic axis, the metric beside it."""
     settings = sorted(part["setting"].unique())
     axis.set_xscale("log", base=2)
     axis.set_xticks(settings, [f"{setting:g}" for setting in settings])
@@ -264,16 +267,16 @@ def settings_axis(axis: Any, part: pd.DataFrame, label: str) -> None:
 
 
 def loss_curves(measured: Measured) -> Any:
-    """Validation loss against epochs, a line a layer, as a share of the sparse policy's loss."""
+    """Draw validation loss as a share of the sparse policy's against epochs, a line a layer."""
     curves = measured.curves
     if curves.empty:
         return None
     rows = curves.assign(share=curves["validation_loss"] / curves["sparse_loss"])
     rows["cell"] = [f"trained at {100 * s:g} %" for s in rows["train_sparsity"]]
-    figure, found = panels(rows, "cell")
+    figure, shown = panels(rows, "cell")
     scale = Normalize(rows["layer"].min(), max(rows["layer"].max(), 1))
     colours = plt.get_cmap("viridis")
-    for axis, part in found:
+    for axis, part in shown:
         for layer, lines in part.groupby("layer"):
             axis.plot(lines["epoch"], lines["share"], color=colours(scale(layer)), linewidth=0.9)
         axis.set_xlabel("epoch")
@@ -285,7 +288,7 @@ def loss_curves(measured: Measured) -> Any:
 
 
 def maps(policy: str, places: slice) -> Callable[[Measured], Any]:
-    """A figure of attention maps of some heads under a policy."""
+    """Return a figure of attention maps of some heads under a policy."""
     return lambda measured: draw_maps(measured.maps, policy, places)
 
 
@@ -310,5 +313,12 @@ FIGURES: dict[str, Callable[[Measured], Any]] = {
 
 
 def drawn(name: str, measured: Measured) -> Any:
-    """A figure, or one that says what would measure it."""
+    """Draw a figure, or one that says what would measure it."""
     return FIGURES[name](measured) or nothing(CATALOGUE[name].missing)
+
+
+def plot(measured: Measured, folder: Path) -> None:
+    """Write every figure, as SVG and PNG."""
+    with plt.rc_context(STYLE):
+        for name in FIGURES:
+            save(drawn(name, measured), folder, name)

@@ -10,20 +10,11 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ..experiment.methods import label_of, policy_title
+from ..experiment.methods import FULL, METHODS, label_of, policy_title
 from ..storage.files import whole
 
 matplotlib.use("Agg")
 
-# Colours that stay apart for colour-blind readers (Okabe and Ito).
-COLOURS = {
-    "full": "#000000",
-    "baseline": "#999999",
-    "baseline_plus": "#E69F00",
-    "performer": "#CC79A7",
-    "less": "#0072B2",
-}
-LESS_SHADES = ("#0072B2", "#56B4E9", "#009E73", "#004D73")  # one for each train sparsity
 STYLE: dict[Any, Any] = {
     "figure.dpi": 100,
     "savefig.dpi": 200,
@@ -39,25 +30,32 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def colour_of(method: str, shade: int = 0) -> str:
+    """Return the colour of a method; ``shade`` is the place of its train sparsity among all."""
+    if method == FULL:
+        return "#000000"
+    colors = METHODS[method].colors
+    return colors[shade % len(colors)]
+
+
 def series(rows: pd.DataFrame, along: str = "sparsity") -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """(label, colour, rows sorted ``along``) for each method and train sparsity of a panel."""
-    for (method, sparsity), found in rows.groupby(
+    """Yield (label, colour, rows sorted ``along``) of each method and train sparsity of a panel."""
+    for (method, sparsity), lines in rows.groupby(
         ["method", "train_sparsity"], dropna=False, sort=False
     ):
-        shade = LESS_SHADES[int(found["shade"].iloc[0]) % len(LESS_SHADES)]
-        colour = COLOURS[method] if method != "less" else shade
-        yield label_of(method, sparsity), colour, found.sort_values(along)
+        colour = colour_of(method, int(lines["shade"].iloc[0]))
+        yield label_of(method, sparsity), colour, lines.sort_values(along)
 
 
 def nothing(message: str) -> Any:
-    """A figure that says why there is none."""
+    """Draw a figure that says why there is none."""
     figure = plt.figure(figsize=(7.5, 0.9))
     figure.text(0.5, 0.5, message.replace("`", ""), ha="center", va="center", wrap=True)
     return figure
 
 
 def panels(rows: pd.DataFrame, by: str) -> tuple[Any, list[tuple[Any, pd.DataFrame]]]:
-    """A figure with a row of panels for each value of ``by`` (and model) and a column a policy.
+    """Make a figure: a row of panels for each value of ``by`` (and model), a column a policy.
 
     Rows get a ``shade``, which is a train sparsity's in all panels: not all have all of them.
     """
@@ -69,7 +67,7 @@ def panels(rows: pd.DataFrame, by: str) -> tuple[Any, list[tuple[Any, pd.DataFra
         len(downs), len(acrosses), squeeze=False, sharex=True, sharey="row",
         figsize=(3.1 * len(acrosses) + 1.2, 2.5 * len(downs) + 0.6), layout="constrained",
     )  # fmt: skip
-    found = []
+    shown = []
     for i, down in enumerate(downs):
         for j, across in enumerate(acrosses):
             part = rows[(rows["down"] == down) & (rows["policy"] == across)]
@@ -78,30 +76,30 @@ def panels(rows: pd.DataFrame, by: str) -> tuple[Any, list[tuple[Any, pd.DataFra
                 axes[i - 1, j].tick_params(labelbottom=True)
                 continue
             axes[i, j].set_title(f"{policy_title(across)}, {down}", fontsize=9)
-            found.append((axes[i, j], part))
-    return figure, found
+            shown.append((axes[i, j], part))
+    return figure, shown
 
 
 def legend(figure: Any) -> None:
-    """One legend under all panels."""
-    found: dict[str, Any] = {}
+    """Draw one legend under all panels."""
+    handles: dict[str, Any] = {}
     for axis in figure.axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    if found:
-        entry = 0.5 + 0.065 * max(map(len, found))  # inches, about
-        columns = max(1, min(len(found), 6, int(figure.get_figwidth() / entry)))
-        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
+            handles.setdefault(label, handle)
+    if handles:
+        entry = 0.5 + 0.065 * max(map(len, handles))  # inches, about
+        columns = max(1, min(len(handles), 6, int(figure.get_figwidth() / entry)))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
 def draw_lines(axis: Any, x: Any, rows: pd.DataFrame, label: str, colour: str) -> None:
-    """Values with their intervals as a band."""
+    """Draw values with their intervals as a band."""
     axis.plot(x, rows["value"], "o-", color=colour, label=label)
     axis.fill_between(x, rows["low"], rows["high"], color=colour, alpha=0.12, linewidth=0)
 
 
 def save(figure: Any, folder: Path, name: str) -> None:
-    """The figure as SVG and PNG, without dates and versions: the same numbers, the same bytes."""
+    """Write the figure as SVG and PNG, without dates and versions: same numbers, same bytes."""
     undated = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
     for suffix, metadata in undated.items():
         with whole(folder / f"{name}.{suffix}") as partial:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..experiment.methods import SCORES as POLICY_SCORES
 from ..experiment.methods import label_of, policy_title
-from ..storage.files import whole
+from ..storage.files import load_table, save_table, whole
 from ..text.rouge import ROUGE
 from .contents import TABLES as CATALOGUE
 from .html import Section, as_html, as_markdown
@@ -191,12 +191,12 @@ def training(measured: Measured) -> pd.DataFrame:
     share = curves.assign(share=curves["validation_loss"] / curves["sparse_loss"])
     keys = ["model", "policy", "train_sparsity"]
     best = share.groupby([*keys, "layer"])["share"].min().reset_index()
-    found = best.groupby(keys)["share"].agg(["mean", "min", "max", "size"]).reset_index()
+    rows = best.groupby(keys)["share"].agg(["mean", "min", "max", "size"]).reset_index()
     if "fault" in curves:  # not in those of earlier versions
         layers = curves.drop_duplicates([*keys, "layer"]).groupby(keys)
-        said = {key: faults(rows) for key, rows in layers}
-        found["faults"] = [said[key] for key in found[keys].itertuples(index=False, name=None)]
-    return found.rename(
+        said = {key: faults(own) for key, own in layers}
+        rows["faults"] = [said[key] for key in rows[keys].itertuples(index=False, name=None)]
+    return rows.rename(
         columns={
             "mean": "loss / sparse loss",
             "min": "best layer",
@@ -251,14 +251,20 @@ MISSING = "not measured"
 """The only column of a table that has nothing to show."""
 
 
+def load_operators(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read the operators of every setting of the latency study."""
+    parts = [load_table(path) for path in paths]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=OPERATORS)
+
+
 def view(name: str, measured: Measured) -> pd.DataFrame:
-    """A table, or one line that says what would measure it."""
+    """Return a table, or one line that says what would measure it."""
     table = TABLES[name](measured)
     return pd.DataFrame({MISSING: [CATALOGUE[name].missing]}) if table.empty else table
 
 
 def forms(table: pd.DataFrame, name: str) -> dict[str, str]:
-    """The text of a table in its four formats, by suffix."""
+    """Return the text of a table in its four formats, by suffix."""
     title = CATALOGUE[name].title
     measured = MISSING not in table
     return {
@@ -270,7 +276,18 @@ def forms(table: pd.DataFrame, name: str) -> dict[str, str]:
 
 
 def write(table: pd.DataFrame, folder: Path, name: str) -> None:
-    """The table in its four formats."""
+    """Write the table in its four formats."""
     for suffix, text in forms(table, name).items():
         with whole(folder / f"{name}.{suffix}") as partial:
             partial.write_text(text, encoding="utf-8")
+
+
+def write_all(measured: Measured, folder: Path) -> None:
+    """Write what tables follow from (parquet, and the tidy table as CSV), and every table."""
+    save_table(folder / "operators.parquet", measured.operators)
+    save_table(folder / "results.parquet", measured.tidy)
+    save_table(folder / "curves.parquet", measured.curves)
+    with whole(folder / "results.csv") as partial:
+        measured.tidy.to_csv(partial, index=False)
+    for name in TABLES:
+        write(view(name, measured), folder / "tables", name)

@@ -13,10 +13,10 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import LessError
+from ..errors import DataError, LessError
 from ..experiment.config import complete, config_hash
 from ..runtime.machine import installed
-from ..storage.files import load_table, sha256
+from ..storage.files import load_json, load_table, sha256
 from . import comparison as compare
 from . import tables
 from .rows import load_curves, load_tidy
@@ -35,7 +35,7 @@ Problem = tuple[str, str]
 
 
 def file_problems(folder: Path, recorded: Mapping[str, str]) -> Iterator[Problem]:
-    """Files that changed, are missing, or were never recorded."""
+    """Yield files that changed, are missing, or were never recorded."""
     for name, digest in recorded.items():
         path = folder / name
         if path.is_file():
@@ -50,12 +50,12 @@ def file_problems(folder: Path, recorded: Mapping[str, str]) -> Iterator[Problem
 
 
 def built(name: str) -> bool:
-    """Whether a file may be absent until a run builds it."""
+    """Tell whether a file may be absent until a run builds it."""
     return any(Path(name).match(pattern) for pattern in BUILT)
 
 
 def input_problems(root: Path, recorded: Mapping[str, str]) -> Iterator[Problem]:
-    """Inputs that are here, but are not those that the results came from."""
+    """Yield inputs that are here, but are not those that the results came from."""
     for name, digest in recorded.items():
         path = root / name
         if path.is_file() and sha256(path) != digest:
@@ -65,7 +65,7 @@ def input_problems(root: Path, recorded: Mapping[str, str]) -> Iterator[Problem]
 def record_problems(
     record: Mapping[str, Any], config: Any, tidy: pd.DataFrame
 ) -> Iterator[Problem]:
-    """Whether configuration, its hash, seed and tidy table tell of one run."""
+    """Yield where configuration, its hash, seed and tidy table tell of different runs."""
     if config != record["config"]:
         yield CONFIG, f"not the configuration in {RECORD}"
     if config_hash(record["config"]) != record["config_hash"]:
@@ -81,10 +81,12 @@ def record_problems(
 
 
 def followed(
-    tidy: pd.DataFrame, curves: pd.DataFrame | None, operators: pd.DataFrame,
+    tidy: pd.DataFrame,
+    curves: pd.DataFrame | None,
+    operators: pd.DataFrame,
     config: Mapping[str, Any],
-) -> dict[str, str]:  # fmt: skip
-    """The text of every file that follows from tidy table, loss curves and operators, by name.
+) -> dict[str, str]:
+    """Return the text of every file that follows from tidy table, curves and operators, by name.
 
     Records of earlier versions have no loss curves; the table that shows them is then left out.
     """
@@ -103,7 +105,7 @@ def followed(
 
 
 def text_problems(folder: Path, texts: Mapping[str, str]) -> Iterator[Problem]:
-    """Files that do not say what follows from the tidy table."""
+    """Yield files that do not say what follows from the tidy table."""
     for name, text in texts.items():
         path = folder / name
         if path.is_file():
@@ -114,7 +116,7 @@ def text_problems(folder: Path, texts: Mapping[str, str]) -> Iterator[Problem]:
 
 
 def other_versions(record: Mapping[str, Any]) -> str:
-    """Packages that are not here in the recorded version, as a list; empty where all are."""
+    """Return packages that are not here in the recorded version, as a list; empty where all are."""
     here = installed()
     return ", ".join(
         f"{name} {here[name]} for {version}"
@@ -124,7 +126,7 @@ def other_versions(record: Mapping[str, Any]) -> str:
 
 
 def problems_of(folder: Path, record: Mapping[str, Any], config: Any) -> Iterator[Problem]:
-    """All that is wrong with a folder of results."""
+    """Yield all that is wrong with a folder of results."""
     yield from file_problems(folder, record["results"])
     yield from input_problems(folder.absolute().parent.parent, record["inputs"])
     try:
@@ -139,3 +141,44 @@ def problems_of(folder: Path, record: Mapping[str, Any], config: Any) -> Iterato
         yield from text_problems(folder, followed(tidy, curves, operators, complete(config)))
     except (LessError, LookupError, TypeError, ValueError) as error:
         yield TIDY, f"tables cannot be made from it ({error})"
+
+
+def verify(folder: Path) -> None:
+    """Print what holds of a folder of results.
+
+    Raises:
+        DataError: something does not; the message names every file.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder of results.")
+    record, config = load_json(folder / RECORD), load_json(folder / CONFIG)
+    if not {"results", "inputs", "packages", "config", "config_hash", "seed", "code"} <= set(
+        record
+    ):
+        raise DataError(f"{folder / RECORD} is not the record of a run.")
+    if not any(name.startswith("tables/") for name in record["results"]):
+        raise DataError(
+            f"{folder / RECORD} is of an earlier version, which recorded no tables and figures. "
+            f"Where its scratch folder still is, make it anew: snakemake --configfile "
+            f"{folder / CONFIG} {folder / RECORD}"
+        )
+    problems = list(problems_of(folder, record, config))
+    names = list(dict.fromkeys(name for name, _ in problems))
+    for name in names:
+        print(f"{name}: {'; '.join(dict.fromkeys(what for n, what in problems if n == name))}")
+    here = sum((folder / name).is_file() for name in record["results"])
+    there = sum((folder.absolute().parent.parent / name).is_file() for name in record["inputs"])
+    print(
+        f"{folder}: {len(record['results'])} files recorded, {here} here; "
+        f"{len(record['inputs'])} inputs recorded, {there} here; commit "
+        f"{record['code']['commit']}{' with changes' * bool(record['code']['changed'])}, "
+        f"configuration {record['config_hash']}"
+    )
+    if CURVES not in record["results"]:
+        print(f"tables/{LOSSES}: only its hash was checked, its loss curves are not here.")
+    if not names:
+        print("Every file is as recorded; tables and comparison follow from the tidy table.")
+        return
+    if changed := other_versions(record):
+        print(f"Versions that may word tables otherwise: {changed}.")
+    raise DataError(f"{len(names)} files do not hold: {', '.join(names)}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,3 +104,15 @@ def _lines(run: Run, experiment: str, what: str, root: Path, now: float) -> Iter
     if what in REMARKS:
         yield ""
         yield REMARKS[what]
+
+
+def show(where: str, live: bool, every: float) -> None:
+    """Print how far a run is; while it is ``live``, anew after so many seconds."""
+    path = find(where)
+    try:
+        while live and is_alive(path):
+            print(REDRAW * sys.stdout.isatty() + describe(path, time.time()), flush=True)
+            time.sleep(every)
+    except KeyboardInterrupt:
+        return
+    print(REDRAW * (live and sys.stdout.isatty()) + describe(path, time.time()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..report.examples import as_html, as_markdown, sections
-from ..storage.files import load_table, whole
+from ..report.examples import write
+from ..storage.files import load_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,15 +18,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the page and the Markdown."""
-    tables = [load_table(path) for path in args.cells]
-    found = list(sections(tables, args.count))
-    note = (
-        f"The first {args.count} documents of each task in the order they were drawn, not chosen "
-        "by result. Prompts are not shown; documents too long for one were passed over."
-    )
-    for path, text in (
-        (args.out, as_html(found, note)),
-        (args.out.with_suffix(".md"), as_markdown(found, note)),
-    ):
-        with whole(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+    write([load_table(path) for path in args.cells], args.count, args.out)

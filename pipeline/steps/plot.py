@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
 from ..report.attention_maps import load_maps
-from ..report.figures import FIGURES, Measured, drawn, load_spectra
+from ..report.figures import Measured, load_spectra, plot
 from ..report.rows import load_curves, load_tidy
-from ..report.style import STYLE, save
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +27,4 @@ def run(args: argparse.Namespace) -> None:
         load_maps(args.maps),
         load_spectra(args.spectra),
     )
-    with plt.rc_context(STYLE):
-        for name in FIGURES:
-            save(drawn(name, measured), args.out, name)
+    plot(measured, args.out)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from pathlib import Path
 
-from ..report.provenance import LOCK, hashes, page
-from ..runtime.code import commit
-from ..runtime.machine import hardware, installed
-from ..storage.files import save_json, whole
+from ..report.provenance import record, write
+from ..storage.files import save_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,21 +28,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the record as JSON and as a page, and the configuration, which runs as it stands."""
     save_json(args.config_out, args.config)
-    record = {
-        "code": commit(),
-        "config": args.config,
-        "config_hash": args.config_hash,
-        "seed": args.config["seed"],
-        "python": platform.python_version(),
-        "packages": installed(),
-        "environment": hashes([LOCK] if LOCK.exists() else []).get(str(LOCK)),
-        "hardware": hardware(),
-        "inputs": hashes(args.inputs, args.names),
-        "results": {
-            Path(path).relative_to(args.out.parent).as_posix(): digest
-            for path, digest in hashes(args.results).items()
-        },
-    }
-    save_json(args.out, record)
-    with whole(args.out.with_suffix(".html")) as partial:
-        partial.write_text(page(record), encoding="utf-8")
+    made = record(args.config, args.config_hash, args.inputs, args.names, args.results, args.out)
+    write(made, args.out)

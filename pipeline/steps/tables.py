@@ -6,11 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-import pandas as pd
-
 from ..report.rows import load_curves, load_tidy
-from ..report.tables import OPERATORS, TABLES, Measured, view, write
-from ..storage.files import load_table, save_table, whole
+from ..report.tables import Measured, load_operators, write_all
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,13 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write ``results.parquet``, ``results.csv``, the loss curves, operators and every table."""
-    found = [load_table(path) for path in args.operators]
-    operators = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=OPERATORS)
-    measured = Measured(load_tidy(args.tidy), load_curves(args.curves), args.models, operators)
-    save_table(args.out / "operators.parquet", measured.operators)
-    save_table(args.out / "results.parquet", measured.tidy)
-    save_table(args.out / "curves.parquet", measured.curves)
-    with whole(args.out / "results.csv") as partial:
-        measured.tidy.to_csv(partial, index=False)
-    for name in TABLES:
-        write(view(name, measured), args.out / "tables", name)
+    measured = Measured(
+        load_tidy(args.tidy),
+        load_curves(args.curves),
+        args.models,
+        load_operators(args.operators),
+    )
+    write_all(measured, args.out)

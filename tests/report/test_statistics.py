@@ -5,9 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.report import statistics
-from pipeline.report import tidy as tabulate
+from pipeline.errors import DataError, LessError
+from pipeline.report import cells, statistics, tidy
 from pipeline.report.statistics import (
     estimate,
     estimate_share,
@@ -171,7 +170,7 @@ CELL = [
 
 
 def values(table):
-    rows = tabulate.perplexity_rows(table, FULL, resamples(2, 100, 0))
+    rows = tidy.perplexity_rows(table, FULL, resamples(2, 100, 0))
     return {(r["method"], r["train_sparsity"], r["metric"]): r["value"] for r in
             pd.DataFrame(rows).fillna({"train_sparsity": 0}).to_dict("records")}  # fmt: skip
 
@@ -232,8 +231,7 @@ def test_scores_of_a_cell():
         [("baseline", None, [0, 0], [0.5, 0.25]), ("baseline_plus", None, [0, 1], [0.5, 1]),
          ("less", 0.1, [1, 1], [1, 0.5])]
     )  # fmt: skip
-    assert tabulate.measure_of(table) == "score."
-    rows = pd.DataFrame(tabulate.score_rows(table, full, resamples(2, 100, 0)))
+    rows = pd.DataFrame(tidy.score_rows(table, full, resamples(2, 100, 0)))
     found = rows.pivot(index="method", columns="metric", values="value")
     assert list(dict.fromkeys(rows["metric"])) == [
         "r@1", "mrr", "r@1_over_baseline_plus", "mrr_over_baseline_plus", "recovered_gap",
@@ -242,21 +240,21 @@ def test_scores_of_a_cell():
     assert found.loc["less", "mrr_over_baseline_plus"] == 0
     assert found.loc["baseline", "r@1_over_baseline_plus"] == -0.5
     assert found["recovered_gap"].dropna().to_dict() == {"baseline_plus": 0.5, "less": 1}
-    (of_full,) = tabulate.score_rows(full.drop(columns="score.mrr"), full, resamples(2, 100, 0))
+    (of_full,) = tidy.score_rows(full.drop(columns="score.mrr"), full, resamples(2, 100, 0))
     assert (of_full["method"], of_full["metric"], of_full["value"]) == ("full", "r@1", 1)
 
 
 def test_studies_are_cells_of_their_own():
     """The full cache is the study's, or the grid's where the study has none."""
-    grid = list(tabulate.parts(pd.concat([FULL])))
+    grid = list(cells.parts(pd.concat([FULL]), "perplexity"))
     assert [(part.study, part.setting) for part in grid] == [("grid", None)]
     study = pd.concat([cell(CELL[:1]).assign(study="width", setting=n) for n in (8, 16)])
     own = cell([("full", None, [1.0, 1.0])], policy=None).assign(study="width", setting=16)
-    both = [*grid, *tabulate.parts(study), *tabulate.parts(own)]
+    both = [*grid, *cells.parts(study, "perplexity"), *cells.parts(own, "perplexity")]
     assert [(part.study, part.setting) for part in both[1:]] == [
         ("width", 8.0), ("width", 16.0), ("width", 16.0),
     ]  # fmt: skip
-    reference = tabulate.full_caches(both)
+    reference = cells.full_caches(both)
     assert reference(both[1])["nll"].tolist() == FULL["nll"].tolist()
     assert reference(both[2])["nll"].tolist() == [1.0, 1.0]
 
@@ -271,9 +269,13 @@ def test_tidy_table_of_files(tmp_path):
     )  # fmt: skip
     paths = []
     # the full cache need not come first
-    for name, table in (("cell", cell(CELL)), ("layers", distances), ("full", FULL)):
+    for name, table, kind in (
+        ("cell", cell(CELL), "perplexity"),
+        ("layers", distances, "fidelity"),
+        ("full", FULL, "perplexity"),
+    ):
         paths.append(str(tmp_path / f"{name}.parquet"))
-        save_table(paths[-1], table)
+        save_table(paths[-1], table, kind)
     import argparse
 
     parser = argparse.ArgumentParser()
@@ -282,32 +284,43 @@ def test_tidy_table_of_files(tmp_path):
     words = ["--experiment", "e", "--config-hash", "h", "--seed", "3", "--bootstrap", "100"]
     words += ["--labels", '{"model": ["m"], "task": ["t", "fidelity"], "policy": ["h2o"]}']
     tabulate_step.run(parser.parse_args(["--cells", *paths, *words, "--out", str(out)]))
-    tidy = load_table(out)
-    assert tidy["commit"].nunique() == 1
-    assert list(tidy.columns) == tabulate.COLUMNS
-    assert set(tidy["study"]) == {"grid"}
-    assert tidy["setting"].isna().all()
-    assert tidy["setting"].dtype == float
-    assert set(zip(tidy["experiment"], tidy["config"], tidy["seed"], strict=True)) == {
+    table = load_table(out)
+    assert table["commit"].nunique() == 1
+    assert list(table.columns) == tidy.COLUMNS
+    assert set(table["study"]) == {"grid"}
+    assert table["setting"].isna().all()
+    assert table["setting"].dtype == float
+    assert set(zip(table["experiment"], table["config"], table["seed"], strict=True)) == {
         ("e", "h", 3)
     }
-    layers = tidy[tidy["metric"] == "hellinger"].set_index("layer")
+    layers = table[table["metric"] == "hellinger"].set_index("layer")
     assert layers["value"].to_dict() == pytest.approx({0: 0.3, 1: 0.6})
     assert layers.loc[0, "low"] == pytest.approx(0.2)
     assert layers.loc[0, "high"] == pytest.approx(0.4)
     assert set(layers["n"]) == {2}
-    assert tidy["policy"].isna().sum() == 2, "token and word perplexity of the full cache"
-    assert not tidy.duplicated(["policy", "method", "train_sparsity", "layer", "metric"]).any()
+    assert table["policy"].isna().sum() == 2, "token and word perplexity of the full cache"
+    assert not table.duplicated(["policy", "method", "train_sparsity", "layer", "metric"]).any()
+
+
+@pytest.mark.parametrize("kind", ["", "harness"])
+def test_a_file_must_say_what_it_measures(tmp_path, kind):
+    from pipeline.storage.files import save_table
+
+    save_table(tmp_path / "a.parquet", cell(CELL), kind or None)
+    said = "unknown kind of measurements 'harness'" if kind else "does not say what it measures"
+    with pytest.raises(LessError, match=said):
+        tidy.tabulate([tmp_path / "a.parquet"], {}, 10, 0, tmp_path / "o")
+    assert not (tmp_path / "o").exists()
 
 
 # --- one run ---------------------------------------------------------------------------------
 
 
-def part(study="grid", setting=None, column="nll", **changed):
+def part(study="grid", setting=None, kind="perplexity", **changed):
     key = {"model": "m", "task": "t", "policy": "h2o", "sparsity": 0.1, "measured_by": "code"}
     key |= changed
-    table = pd.DataFrame({name: [value] for name, value in key.items()} | {column: [1.0]})
-    return tabulate.Part(study, setting, table)
+    table = pd.DataFrame({name: [value] for name, value in key.items()})
+    return cells.Part(kind, study, setting, table)
 
 
 LABELS = {"model": ["m"], "task": ["t"], "policy": ["h2o"], "measured_by": ["code"]}
@@ -315,23 +328,23 @@ LABELS = {"model": ["m"], "task": ["t"], "policy": ["h2o"], "measured_by": ["cod
 
 def test_cells_of_one_run_are_taken():
     full = part(policy=None, sparsity=np.nan)
-    other = [part(column="hellinger"), part(sparsity=0.2), full]
+    other = [part(kind="fidelity"), part(sparsity=0.2), full]
     studies = [part("kernel_size", 4), part("kernel_size", 16), part("scores", 1)]
-    tabulate.of_one_run([part(), *other, *studies], LABELS)
-    tabulate.of_one_run([part(model="anything")], {})
+    cells.of_one_run([part(), *other, *studies], LABELS)
+    cells.of_one_run([part(model="anything")], {})
 
 
 @pytest.mark.parametrize("column", LABELS)
 def test_cells_of_another_run_are_refused(column):
     with pytest.raises(DataError, match=f"another run: the experiment has no {column} 'other'"):
-        tabulate.of_one_run([part(), part(**{column: "other"})], LABELS)
+        cells.of_one_run([part(), part(**{column: "other"})], LABELS)
 
 
 def test_cells_that_do_not_say_what_measured_them_are_refused():
     old = part()
     old.table.drop(columns="measured_by", inplace=True)
     with pytest.raises(DataError, match="no measured_by 'of an earlier version'"):
-        tabulate.of_one_run([old], LABELS)
+        cells.of_one_run([old], LABELS)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +352,7 @@ def test_cells_that_do_not_say_what_measured_them_are_refused():
 )
 def test_a_cell_measured_twice_is_refused(cell):
     with pytest.raises(DataError, match="given twice; give the files of one run only"):
-        tabulate.of_one_run([cell, cell], LABELS)
+        cells.of_one_run([cell, cell], LABELS)
 
 
 def test_the_commit_of_a_run(monkeypatch):

@@ -4,7 +4,13 @@ import shlex
 
 from pipeline.storage.files import sha256
 
-PAPER = sha256(commands.RESOURCES / "paper.yaml")
+
+def resource(*names):
+    """Parameter: hashes of files of the package that are no code, so that changes are seen."""
+    return [sha256(commands.RESOURCES / name) for name in names]
+
+
+PAGE = ["tables.html", "tables.css", "tables.js"]
 
 
 def titled(title):
@@ -115,7 +121,7 @@ rule tables:
     params:
         spec=told({"models": MODELS}),
         folder=PATHS.results,
-        paper=PAPER,
+        shown=resource("paper.yaml", *PAGE),
         code=code_of("tables"),
     shell:
         "python -m pipeline tables --spec {params.spec:q} --tidy {input.tidy:q}"
@@ -144,7 +150,7 @@ rule compare:
         runtime=minutes(10),
     params:
         spec=told(commands.compare(CONFIG)),
-        paper=PAPER,
+        shown=resource("paper.yaml", *PAGE),
         code=code_of("compare"),
     shell:
         "python -m pipeline compare --spec {params.spec:q} --tidy {input.tidy:q}"
@@ -215,6 +221,7 @@ rule provenance:
     params:
         spec=told({"config": CONFIG, "config_hash": configuration.config_hash(CONFIG)}),
         names=[str(path) for path in hashed_inputs()],
+        shown=resource(*PAGE),
         code=code_of("provenance"),
     shell:
         "python -m pipeline provenance --spec {params.spec:q} --inputs {input.files:q}"

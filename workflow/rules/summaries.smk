@@ -86,6 +86,7 @@ rule examples:
         mem_mb=memory(1000),
         runtime=minutes(10),
     params:
+        shown=resource("examples.html"),
         code=code_of("examples"),
     shell:
         "python -m pipeline examples --cells {input:q} --out {output.page:q} > {log:q} 2>&1"
