@@ -35,7 +35,7 @@ from pipeline.transformer.interface import enable
 from pipeline.transformer.weights import load_model
 
 GRAPHS = "tests/decoding/test_engine.py::test_replayed_graphs_equal_generate"
-TESTS = ["tests/ops/gpu/test_operators.py", GRAPHS, "-k", "not test_kernels_compile"]
+TESTS = ["tests/ops/gpu", GRAPHS, "-k", "not test_kernels_compile"]
 """What pytest runs: all but the compilation for a GPU that is not there."""
 TEST_SECONDS = 330
 """After which the tests are given up, so that the whole check takes less than nine minutes."""

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import triton
-from pipeline.DEAD import merge
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
@@ -98,9 +97,6 @@ def sequence(policy, shared, rep, size, dtype, length=300):
     k = torch.zeros(2, shared, length, size, dtype=dtype)
     gpu_sequence.evict(q, k, policy, "full")
     gpu_sequence.sparse_attention(q, k, k, torch.zeros(2, length, dtype=torch.int32))
-    sparse = torch.zeros(2, 3, length, size)
-    parts = torch.zeros(2, 3, length, size + 1, requires_grad=True)
-    merge(sparse, sparse[..., 0], parts).sum().backward()
 
 
 def linear(heads, groups, rank, size, length=300):
