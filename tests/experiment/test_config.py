@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from pipeline.errors import ConfigError
-from pipeline.experiment.config import SCHEMA, complete, config_hash, load_config, settings_hash
+from pipeline.experiment.config import complete, config_hash, load_config, settings_hash
+from pipeline.experiment.schema import SCHEMA, as_yaml
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "config.yaml", *sorted((ROOT / "experiments").glob("*.yaml"))]
@@ -33,8 +34,9 @@ def refused(config):
     with pytest.raises(ConfigError) as caught:
         complete(config)
     message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 600
+    lines = message.split("\n")
+    assert len(lines) <= 9
+    assert all(line and len(line) < 600 for line in lines)
     return message
 
 
@@ -285,6 +287,21 @@ def test_not_a_mapping(config):
     assert "must be a mapping" in refused(config)
 
 
+def test_several_problems_are_told_at_once():
+    wrong = smoke(seed="one", grid__polices=["h2o"], models__tiny__dtype="float8", bootstrap=1)
+    said = refused(wrong).split("\n")
+    assert {line.split(":")[0] for line in said} == {
+        "seed",
+        "grid",
+        "models.tiny.dtype",
+        "bootstrap",
+    }
+    said = refused(smoke(grid__policies=["h20"], train__dataset="tran")).split("\n")
+    assert ["unknown policy 'h20'" in said[0], "train.dataset" in said[1]] == [True, True]
+    many = smoke(datasets={f"d{i}": {"source": "acl"} for i in range(20)})
+    assert refused(many).split("\n")[-1] == "and 12 more."
+
+
 # --- training text is kept apart from what is measured ---------------------------------------
 
 PAPERS = {"source": "aclsum", "split": "train"}
@@ -405,21 +422,22 @@ def test_measurements_share_a_hash_of_what_they_obey(what):
 # --- the schema ------------------------------------------------------------------------------
 
 
-def properties(schema, root, place=""):
+def properties(schema, place=""):
     """(place, schema of a key, whether it is required), of every key."""
-    if "$ref" in schema:
-        schema = root["$defs"][schema["$ref"].rsplit("/", 1)[1]] | schema
     for key, sub in schema.get("properties", {}).items():
-        described = sub
-        if "$ref" in sub:
-            described = root["$defs"][sub["$ref"].rsplit("/", 1)[1]] | sub
-        yield f"{place}{key}", described, key in schema.get("required", [])
-        yield from properties(sub, root, f"{place}{key}.")
+        yield f"{place}{key}", sub, key in schema.get("required", [])
+        yield from properties(sub, f"{place}{key}.")
     if isinstance(schema.get("additionalProperties"), dict):
-        yield from properties(schema["additionalProperties"], root, f"{place}*.")
+        yield from properties(schema["additionalProperties"], f"{place}*.")
+    for branch in schema.get("allOf", ()):
+        yield from properties(branch["then"], place)
 
 
-ALL_KEYS = list(properties(*[yaml.safe_load(SCHEMA.read_text())] * 2))
+ALL_KEYS = list(properties(yaml.safe_load(SCHEMA.read_text())))
+
+
+def test_the_file_is_what_the_sections_say():
+    assert SCHEMA.read_text() == as_yaml(), "run python -m pipeline.experiment.schema"
 
 
 def test_the_walk_reaches_all_levels():
@@ -505,6 +523,6 @@ def test_no_configuration_breaks_the_checks():
             assert complete(found) == found
             assert len(config_hash(found)) == 12
         else:
-            assert message.isprintable(), kinds
-            assert len(message) < 1000, kinds
+            lines = message.split("\n")
+            assert all(line.isprintable() and len(line) < 1000 for line in lines), kinds
     assert 50 < accepted < 950

@@ -8,7 +8,7 @@ import yaml
 from frames import LLAMA, ROUGES, more, scored, tidy_frame
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.experiment.config import SCHEMA
+from pipeline.experiment.schema import SCHEMA
 from pipeline.report import paper
 from pipeline.report.comparison import compared, differences, orderings, paired, unmeasured
 from pipeline.report.metrics import METRICS
