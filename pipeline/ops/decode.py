@@ -1,4 +1,4 @@
-"""A decode step: what a backend offers and gives, and which one serves a device.
+"""A decode step: what a backend offers, and which one serves a device.
 
 Apart from the operators over sequences, so that training and teacher-forced evaluation do not
 depend on how a bounded cache steps.
@@ -6,7 +6,6 @@ depend on how a bounded cache steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,25 +13,7 @@ import torch
 from ..policies import Policy
 from .low_rank import LowRankState
 from .packed import PackedKernel, PlainKernel
-from .slots import Slots
-
-
-@dataclass
-class Decoded:
-    """What reading T tokens through a bounded cache gives.
-
-    Attributes:
-        out: attention over what is cached, float32 (B, H, T, D); 0 for padding.
-        lse: log-sum-exp of its logits, float32 (B, H, T); of padding it means nothing.
-        keys, values: the pair evicted after each token, (B, G, T, D), where there is one.
-        positions: its position, int32 (B, U, T), -1 where there is none.
-    """
-
-    out: torch.Tensor
-    lse: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    positions: torch.Tensor
+from .slots import Decoded, Slots
 
 
 class DecodeBackend(Protocol):

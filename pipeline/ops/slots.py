@@ -1,4 +1,4 @@
-"""The slots of a bounded cache: `budget` key/value pairs and one place for the newest."""
+"""The slots of a bounded cache, budget + 1 of them, and what reading through them gives."""
 
 from __future__ import annotations
 
@@ -72,6 +72,24 @@ class Slots:
     def select(self, index: torch.Tensor) -> Slots:
         """The slots of sequences ``index`` (B',)."""
         return Slots(*(getattr(self, f.name).index_select(0, index) for f in fields(self)))
+
+
+@dataclass
+class Decoded:
+    """What reading T tokens through a bounded cache gives.
+
+    Attributes:
+        out: attention over what is cached, float32 (B, H, T, D); 0 for padding.
+        lse: log-sum-exp of its logits, float32 (B, H, T); of padding it means nothing.
+        keys, values: the pair evicted after each token, (B, G, T, D), where there is one.
+        positions: its position, int32 (B, U, T), -1 where there is none.
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
+    keys: torch.Tensor
+    values: torch.Tensor
+    positions: torch.Tensor
 
 
 def by_head(x: torch.Tensor, groups: int) -> torch.Tensor:

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 
 from ...policies import Policy
-from ..decode import Decoded
 from ..low_rank import EPSILON, LowRankState
 from ..packed import PackedKernel, PlainKernel
 from ..reference import decode as reference
-from ..slots import Slots
+from ..slots import Decoded, Slots
 from .jit import jit, parallel
 from .maps import as_bits, feature_scan, widen
 from .sequence import victim

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from ...policies import Policy
-from ..decode import Decoded
 from ..low_rank import LowRankState
 from ..packed import PackedKernel, PlainKernel
-from ..slots import Slots
+from ..slots import Decoded, Slots
 from . import decode as decoding
 from . import maps
 

@@ -19,10 +19,9 @@ import triton
 import triton.language as tl
 
 from ...policies import Policy
-from ..decode import Decoded
 from ..low_rank import EPSILON, LowRankState
 from ..packed import PackedKernel, PlainKernel
-from ..slots import Slots
+from ..slots import Decoded, Slots
 from ..times import NEVER
 from .maps import features
 from .tiles import NOTHING, SMALLEST, dot, padded, rows, weigh

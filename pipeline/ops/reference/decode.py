@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from ...policies import Policy
-from ..decode import Decoded
 from ..low_rank import LowRankState, linear_attention, merge
 from ..packed import PackedKernel, PlainKernel
-from ..slots import Slots, by_head
+from ..slots import Decoded, Slots, by_head
 from ..times import NEVER
 
 KEEPS_FEATURES = False
