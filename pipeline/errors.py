@@ -38,7 +38,9 @@ class DamagedError(DataError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """A :class:`ConfigError` for an unknown ``name``, with the nearest known one suggested."""
+    """Return a :class:`ConfigError` for an unknown ``name``, with the nearest known one
+    suggested.
+    """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"; did you mean '{near[0]}'?" if near else ""

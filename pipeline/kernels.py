@@ -75,7 +75,9 @@ class Dropout(nn.Module):
         self.seed = seed
 
     def draw(self, shape: Sequence[int], device: torch.device) -> tuple[torch.Tensor | None, float]:
-        """The next mask (uint8, 1 where kept; None keeps all) and the scale of what is kept."""
+        """Return the next mask (uint8, 1 where kept; None keeps all) and the scale of what is
+        kept.
+        """
         if not self.training or self.p == 0:
             return None, 1.0
         self.seed += 1
@@ -102,7 +104,7 @@ class _TwoLayers(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor, keep: torch.Tensor | None
     ) -> torch.Tensor:
-        """x (N, T, D), W1 (N, D, R'), W2 (N, R', R), keep (N, T, R') uint8: (N, T, R)."""
+        """Return x (N, T, D), W1 (N, D, R'), W2 (N, R', R), keep (N, T, R') uint8: (N, T, R)."""
         kept: list[torch.Tensor] = []
         out: list[torch.Tensor] = []
         for part in _parts(x):
@@ -116,7 +118,7 @@ class _TwoLayers(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of x (where wanted), W1 and W2."""
+        """Return gradients of x (where wanted), W1 and W2."""
         x, w1, w2, keep, *kept = ctx.saved_tensors
         parts: list[tuple[torch.Tensor, ...]] = []
         for part, hidden in zip(_parts(x), kept, strict=True):
@@ -133,7 +135,7 @@ class _TwoLayers(torch.autograd.Function):
 
 
 def _parts(x: torch.Tensor) -> list[slice]:
-    """The heads (N, ...) that are worked on at once: one on a CPU, all of them elsewhere."""
+    """Return the heads (N, ...) that are worked on at once: one on a CPU, all of them elsewhere."""
     step = 1 if x.device.type == "cpu" else len(x)
     return [slice(n, n + step) for n in range(0, len(x), step)]
 
@@ -191,7 +193,7 @@ class LessKernel(TrainableKernel):
         self.s1.zero_()
 
     def _mlp(self, x: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
-        """gelu(gelu(x W1) W2) by head: (B, H, S, D) to (B, H, S, R), float32."""
+        """Return gelu(gelu(x W1) W2) by head: (B, H, S, D) to (B, H, S, R), float32."""
         batch, heads, length, size = x.shape
         flat = x.transpose(0, 1).reshape(heads, batch * length, size).to(self.compute_dtype)
         keep, scale = self.dropout.draw((heads, batch * length, w1.shape[-1]), x.device)

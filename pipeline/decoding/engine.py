@@ -55,7 +55,7 @@ class Engine:
         self.seconds = (0.0, 0.0)
 
     def sample(self, logits: torch.Tensor) -> torch.Tensor:
-        """The next token of each sequence, (B, 1), of logits (B, 1, V); on the device."""
+        """Return the next token of each sequence, (B, 1), of logits (B, 1, V); on the device."""
         logits = logits[:, -1].float()
         if self.temperature > 0:
             # The largest of logits and Gumbel noise is a sample of their softmax.
@@ -64,17 +64,17 @@ class Engine:
         return logits.argmax(-1, keepdim=True)
 
     def _step(self) -> None:
-        """One token of every sequence; all it reads and writes are tensors that stay."""
+        """Decode one token of every sequence; all it reads and writes are tensors that stay."""
         out = self.model(self.tokens, past_key_values=self.cache, position_ids=self.position)
         self.tokens.copy_(self.sample(out.logits))
         self.position += 1
 
     def _plan(self, length: int) -> int:
-        """Which graph a step takes that leaves ``length`` tokens in the cache."""
+        """Return which graph a step takes that leaves ``length`` tokens in the cache."""
         return self.cache.plan(length) if isinstance(self.cache, FullCache) else 0
 
     def _capture(self, length: int) -> None:
-        """Have the graph of a step; capturing runs nothing on the device."""
+        """Capture the graph of a step, if there is none; that runs nothing on the device."""
         key = self._plan(length)
         if key not in self.graphs:
             graph = torch.cuda.CUDAGraph()
@@ -104,7 +104,7 @@ class Engine:
 
     @torch.no_grad()
     def warm_up(self, prompt: torch.Tensor, new_tokens: int) -> None:
-        """What happens once: compiling and tuning kernels; on a GPU allocation and graphs too."""
+        """Do what happens once: compile and tune kernels; on a GPU allocate and capture too."""
         self.read(prompt if self.graphed else prompt[:, :SHORT])
         for _ in range(min(WARM_UP, new_tokens - 1)):
             self.step()

@@ -161,13 +161,15 @@ def generate(
 
 
 def _end_ids(model: PreTrainedModel) -> list[int]:
-    """The tokens that end a generation."""
+    """Return the tokens that end a generation."""
     ids = getattr(model.generation_config, "eos_token_id", None)
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
 def _lengths(new: torch.Tensor, ends: list[int]) -> list[int]:
-    """New tokens of each sequence up to and with the first end token; the rest is padding."""
+    """Return new tokens of each sequence up to and with the first end token; the rest is
+    padding.
+    """
     ended = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
     lengths: list[int] = ((ended.cumsum(-1) - ended.to(torch.int64)) == 0).sum(-1).tolist()
     return lengths

@@ -15,7 +15,7 @@ TEMPORARY = (408, 429)
 
 
 def lasting(error: BaseException | None) -> bool:
-    """Whether an error of the hub, or one behind it, would be the same next time."""
+    """Tell whether an error of the hub, or one behind it, would be the same next time."""
     if isinstance(error, OfflineModeIsEnabled | HFValidationError):
         return True
     if isinstance(error, HfHubHTTPError) and error.response is not None:
@@ -25,7 +25,7 @@ def lasting(error: BaseException | None) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, for the middle of a sentence."""
+    """Return what an error says, for the middle of a sentence."""
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -56,7 +56,7 @@ def discard_damaged(snapshot: Path) -> None:
 
 
 def _git_sha1(path: Path) -> str:
-    """The name that git gives to a file's content."""
+    """Return the name that git gives to a file's content."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 

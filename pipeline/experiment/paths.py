@@ -49,54 +49,56 @@ class Paths:
         return self.scratch / "tidy.parquet"
 
     def model(self, model: str) -> Path:
-        """Weights as a transformers folder."""
+        """Return weights as a transformers folder."""
         return self.scratch / "models" / model
 
     def samples(self, model: str, dataset: str, count: int | str, packed: str = "") -> Path:
-        """Windows of a data set, cut to a model's context; ``packed`` is "-packed" or nothing."""
+        """Return windows of a data set, cut to a model's context; ``packed`` is "-packed" or
+        nothing.
+        """
         return self.scratch / "samples" / model / f"{dataset}-{count}{packed}.safetensors"
 
     def samples_of(self, model: str, user: Mapping[str, Any]) -> Path:
-        """Windows that a part of the configuration reads."""
+        """Return windows that a part of the configuration reads."""
         count = user["windows"] if "windows" in user else user["sequences"]
         return self.samples(model, user["dataset"], count, "-packed" if user["pack"] else "")
 
     def features(self, model: str, part: int | str) -> Path:
-        """Features of one bundle of layers."""
+        """Return features of one bundle of layers."""
         return self.scratch / "features" / model / f"part{part}"
 
     def kernels(self, training: Training, form: str = "safetensors") -> Path:
-        """Kernels of all layers of a training, or their loss curves (`curves.parquet`)."""
+        """Return kernels of all layers of a training, or their loss curves (`curves.parquet`)."""
         folder = self.scratch / "kernels" / training.model / training.kernel
         return folder / f"{training.name}.{form}"
 
     def part(self, training: Training, part: int | str, form: str = "safetensors") -> Path:
-        """Kernels of one bundle of layers, or their loss curves (`parquet`)."""
+        """Return kernels of one bundle of layers, or their loss curves (`parquet`)."""
         return self.kernels(training).with_suffix("") / f"part{part}.{form}"
 
     def unfinished(self, *names: str) -> Path:
-        """What a job keeps until it is finished, so that it goes on after a kill."""
+        """Return what a job keeps until it is finished, so that it goes on after a kill."""
         return self.scratch.joinpath("unfinished", *names)
 
     def prompts(self, cell: Cell) -> Path:
-        """Prompts of a cell of a summaries task."""
+        """Return prompts of a cell of a summaries task."""
         study = cell.suffix if cell.study == "prompt_length" else ""
         return self.scratch / "prompts" / cell.model / f"{cell.task}{study}.json"
 
     def measured(self, folder: str, cell: Cell) -> Path:
-        """Measurements of a cell of a task."""
+        """Return measurements of a cell of a task."""
         return self.scratch / folder / cell.model / cell.task / f"{cell.name}.parquet"
 
     def fidelity(self, cell: Cell) -> Path:
-        """Hellinger distances of a cell."""
+        """Return Hellinger distances of a cell."""
         return self.scratch / "fidelity" / cell.model / f"{cell.name}.parquet"
 
     def maps(self, model: str, form: str) -> Path:
-        """Maps (`safetensors`) or spectra (`spectrum.parquet`) of a model."""
+        """Return maps (`safetensors`) or spectra (`spectrum.parquet`) of a model."""
         return self.scratch / "maps" / f"{model}.{form}"
 
     def latency(self, model: str, setting: str, form: str) -> Path:
-        """Times (`parquet`) or operators (`operators.parquet`) of a setting."""
+        """Return times (`parquet`) or operators (`operators.parquet`) of a setting."""
         return self.scratch / "latency" / model / f"{setting}.{form}"
 
 

@@ -48,12 +48,13 @@ class Operator:
 
 
 def untrained_kernels(name: str, model: PreTrainedModel, **sizes: int) -> Kernels:
-    """Packed kernels of every layer; how long they take does not depend on what they learned.
+    """Return packed kernels of every layer; how long they take does not depend on what they
+    learned.
 
     Scalars are one, so that what is remembered has weight.
     """
     shape = model_shape(model.config)
-    found = []
+    kernels = []
     for seed in range(shape.num_layers):
         kernel = get_kernel(
             name, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
@@ -62,12 +63,12 @@ def untrained_kernels(name: str, model: PreTrainedModel, **sizes: int) -> Kernel
         for scalar in ("s1", "s2"):
             if hasattr(kernel, scalar):
                 torch.nn.init.ones_(getattr(kernel, scalar))
-        found.append(pack(kernel.eval().requires_grad_(False).to(model.device)))
-    return found
+        kernels.append(pack(kernel.eval().requires_grad_(False).to(model.device)))
+    return kernels
 
 
 def random_token(model: PreTrainedModel, batch: int) -> tuple[torch.Tensor, ...]:
-    """q (B, H, 1, D) and k, v (B, G, 1, D) of the model's type."""
+    """Return q (B, H, 1, D) and k, v (B, G, 1, D) of the model's type."""
     shape = model_shape(model.config)
     heads = (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
     return tuple(
@@ -77,7 +78,9 @@ def random_token(model: PreTrainedModel, batch: int) -> tuple[torch.Tensor, ...]
 
 
 def filled(cache: LessCache, batch: int, context: int, like: torch.Tensor) -> LessCache:
-    """A bounded cache as it is after ``context`` tokens, of random pairs, for keys ``like``."""
+    """Return a bounded cache as it is after ``context`` tokens, of random pairs, for keys
+    ``like``.
+    """
     for layer in cache.layers:
         assert isinstance(layer, LessLayer)
         layer.seen = context
@@ -94,7 +97,7 @@ def filled(cache: LessCache, batch: int, context: int, like: torch.Tensor) -> Le
 
 
 def attention_step(cache: Cache, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Step:
-    """The attention of every layer, one after the other, over what ``cache`` holds."""
+    """Return the attention of every layer, one after the other, over what ``cache`` holds."""
 
     def run() -> None:
         for index, layer in enumerate(cache.layers):
@@ -104,7 +107,9 @@ def attention_step(cache: Cache, q: torch.Tensor, k: torch.Tensor, v: torch.Tens
 
 
 def pinned_step(cache: LessCache, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Step:
-    """As :func:`attention_step`, every time as the first: its token's position does not move on."""
+    """Do as :func:`attention_step`, every time as the first: its token's position does not move
+    on.
+    """
     starts = [
         (layer.slots.positions.clone(), layer.slots.free.clone())  # type: ignore[union-attr]
         for layer in cache.layers
@@ -121,7 +126,7 @@ def pinned_step(cache: LessCache, q: torch.Tensor, k: torch.Tensor, v: torch.Ten
 
 
 def ready(step: Step, device: torch.device) -> Step:
-    """The step after a warm-up; on a GPU as one CUDA graph, as in a decode loop."""
+    """Return the step after a warm-up; on a GPU as one CUDA graph, as in a decode loop."""
     for _ in range(3):
         step()
     if device.type != "cuda":
@@ -142,14 +147,14 @@ def ready(step: Step, device: torch.device) -> Step:
 def timed(
     steps: Mapping[str, Step], device: torch.device, rounds: int = ROUNDS
 ) -> dict[str, float]:
-    """Median seconds of each step over rounds in which they take turns."""
+    """Return median seconds of each step over rounds in which they take turns."""
     prepared = {name: ready(step, device) for name, step in steps.items()}
     seconds = interleaved(prepared, rounds)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second of copying, read and written both counted."""
+    """Return bytes a second of copying, read and written both counted."""
     source = torch.ones(COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return 2 * source.nbytes / timed({"copy": lambda: target.copy_(source)}, device)["copy"]
@@ -173,7 +178,7 @@ class Skipped(AttendingLayer):
 
 
 def products(model: PreTrainedModel, batch: int) -> Operator:
-    """A decode step of the model without its attention: every weight is read."""
+    """Return a decode step of the model without its attention: every weight is read."""
     count = model.config.num_hidden_layers
     cache = Cache(layers=[Skipped() for _ in range(count)])
     ids = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
@@ -189,7 +194,7 @@ def products(model: PreTrainedModel, batch: int) -> Operator:
 
 
 def full_attention(model: PreTrainedModel, batch: int, context: int) -> Operator:
-    """Attention of all layers over a full cache of ``context`` tokens, one pair written."""
+    """Return attention of all layers over a full cache of ``context`` tokens, one pair written."""
     shape, (q, k, v) = model_shape(model.config), random_token(model, batch)
     cache = FullCache(model.config, context, model.device)
     for layer in cache.layers:
@@ -215,7 +220,9 @@ def bounded_attention(
     name: str, model: PreTrainedModel, policy: Policy, kernels: Kernels | None, batch: int,
     context: int,
 ) -> Operator:  # fmt: skip
-    """Attention of all layers over a bounded cache, scores and eviction and state with it."""
+    """Return attention of all layers over a bounded cache, scores and eviction and state with
+    it.
+    """
     q, k, v = random_token(model, batch)
     cache = filled(LessCache(model.config, policy, kernels), batch, context, k)
     held, shape = cache.memory(), model_shape(model.config)
@@ -231,7 +238,7 @@ def bounded_attention(
 
 
 def feature_maps(name: str, model: PreTrainedModel, kernels: Kernels, batch: int) -> Operator:
-    """phi of every query and psi of every key of a step, all layers, by what a step runs."""
+    """Return phi of every query and psi of every key of a step, all layers, by what a step runs."""
     q, k, _ = random_token(model, batch)
     rows = torch.cat([q, k], 1)[:, :, 0].transpose(0, 1).contiguous()
 
@@ -250,13 +257,13 @@ def feature_maps(name: str, model: PreTrainedModel, kernels: Kernels, batch: int
 
 
 def kernel_bytes(kernels: Kernels) -> int:
-    """Bytes of the weights of learned maps."""
+    """Return bytes of the weights of learned maps."""
     learned = [kernel for kernel in kernels if isinstance(kernel, PackedKernel)]
     return sum(w.nbytes for kernel in learned for w in (kernel.w1, kernel.w2, kernel.last))
 
 
 def map_operations(kernels: Kernels, batch: int) -> int:
-    """Operations of learned maps, one token a sequence."""
+    """Return operations of learned maps, one token a sequence."""
     return sum(
         2 * batch * (kernel.w1.numel() + kernel.w2.numel())
         for kernel in kernels

@@ -35,7 +35,7 @@ ABLATIONS = {
 def ablated(
     model: PreTrainedModel, policy: Policy, kernels: Kernels | None, batch: int, context: int
 ) -> dict[str, Step]:
-    """Stacks of attention layers, from the slots alone (``scoreless``) to all there is.
+    """Return stacks of attention layers, from the slots alone (``scoreless``) to all there is.
 
     ``scoreless`` keeps the latest tokens, so it neither scores nor searches. ``nothing to read``
     stands at the one position that evicts a pair but misses none before it.
@@ -67,7 +67,7 @@ def step_parts(
     model: PreTrainedModel, policy: Policy, kernels: Kernels | None, batch: int, context: int,
     rounds: int = ROUNDS,
 ) -> dict[str, float]:  # fmt: skip
-    """Seconds that a decode step of all layers spends in each part of :data:`ABLATIONS`.
+    """Return seconds that a decode step of all layers spends in each part of :data:`ABLATIONS`.
 
     Without kernels only in ``eviction``. A difference of two times near each other may come out
     below zero by noise; it is given as it is.

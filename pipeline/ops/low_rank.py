@@ -37,7 +37,7 @@ def merge(
 def linear_attention(
     phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor, chunk: int = CHUNK
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unnormalised causal linear attention, query i over keys 0..i, chunk by chunk.
+    """Return unnormalised causal linear attention, query i over keys 0..i, chunk by chunk.
 
     Args:
         phi: (B, H, T, R). psi: (B, G, T, R). v: (B, G, T, D). float32.
@@ -69,7 +69,7 @@ def linear_attention(
 def strided_linear_attention(
     phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor, stride: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As :func:`linear_attention`, but query i over keys 0..i * stride.
+    """Do as :func:`linear_attention`, but query i over keys 0..i * stride.
 
     Args:
         phi: (B, H, T, R). psi: (B, G, (T - 1) * stride + 1, R). v: (B, G, (T - 1) * stride + 1, D).
@@ -100,7 +100,7 @@ class LowRankState:
     def zeros(
         cls, batch: int, groups: int, rank: int, size: int, device: torch.device | str = "cpu"
     ) -> LowRankState:
-        """The empty memory."""
+        """Return the empty memory."""
         return cls(
             torch.zeros(batch, groups, rank, size, device=device),
             torch.zeros(batch, groups, rank, device=device),
@@ -112,7 +112,7 @@ class LowRankState:
         self.z += psi.sum(-2)
 
     def read(self, phi: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """phi H (B, H, T, D) and phi z (B, H, T) of query features (B, H, T, R)."""
+        """Return phi H (B, H, T, D) and phi z (B, H, T) of query features (B, H, T, R)."""
         batch, heads, length, rank = phi.shape
         rows = phi.reshape(batch, self.z.shape[1], -1, rank)
         numerator = (rows @ self.H).view(batch, heads, length, -1)

@@ -38,7 +38,7 @@ class PackedKernel:
             self.device = self.w1.device
 
     def _features(self, x: torch.Tensor, maps: slice) -> torch.Tensor:
-        """Features of (B, maps, S, D), float32 (B, maps, S, R)."""
+        """Return features of (B, maps, S, D), float32 (B, maps, S, R)."""
         batch, count, length, size = x.shape
         rows = x.transpose(0, 1).reshape(count, -1, size).to(self.w1.dtype)
         hidden = torch.bmm(rows, self.w1[maps])
@@ -66,7 +66,7 @@ class PlainKernel:
 
 
 def pack(kernel: Kernel | PackedKernel) -> PackedKernel | PlainKernel:
-    """The form of ``kernel`` that a cache runs; packed ones are returned as they are."""
+    """Return the form of ``kernel`` that a cache runs; packed ones are returned as they are."""
     if isinstance(kernel, PackedKernel):
         return kernel
     return PackedKernel(kernel) if isinstance(kernel, LessKernel) else PlainKernel(kernel)

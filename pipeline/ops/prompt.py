@@ -14,14 +14,14 @@ GPU_BLOCK_ELEMENTS = 2**27
 
 
 def _blocks(batch: int, heads: int, length: int, device: torch.device) -> list[slice]:
-    """Runs of queries whose logits over the whole prompt stay within the limit."""
+    """Return runs of queries whose logits over the whole prompt stay within the limit."""
     limit = GPU_BLOCK_ELEMENTS if device.type == "cuda" else BLOCK_ELEMENTS
     size = max(1, limit // (batch * heads * length))
     return [slice(i, min(i + size, length)) for i in range(0, length, size)]
 
 
 def _causal(rows: slice, start: torch.Tensor) -> torch.Tensor:
-    """Which of the keys 0..rows.stop each query sees, bool (B, 1, T, rows.stop).
+    """Return which of the keys 0..rows.stop each query sees, bool (B, 1, T, rows.stop).
 
     Padding sees itself, so that no row is empty.
     """
@@ -33,7 +33,8 @@ def _causal(rows: slice, start: torch.Tensor) -> torch.Tensor:
 def full_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor
 ) -> torch.Tensor:
-    """Causal attention of a left-padded prompt by the library's own kernel, never P x P logits.
+    """Return causal attention of a left-padded prompt by the library's own kernel, never P x P
+    logits.
 
     Args:
         q: (B, H, P, D). k, v: (B, G, P, D). start: (B,), how many of the first tokens are padding.
@@ -55,7 +56,7 @@ def full_attention(
 def prompt_scores(
     q: torch.Tensor, k: torch.Tensor, start: torch.Tensor, policy: Policy
 ) -> torch.Tensor:
-    """Scores of every key after the last query, by full rows: float32 (B, U, P).
+    """Return scores of every key after the last query, by full rows: float32 (B, U, P).
 
     Empty, (B, U, 0), for a policy that needs none. Arguments as :func:`full_attention`.
     """
@@ -84,7 +85,7 @@ def prompt_scores(
 def cut(
     scores: torch.Tensor, start: torch.Tensor, length: int, policy: Policy
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The one cut after a prompt's last query.
+    """Return the one cut after a prompt's last query.
 
     Args:
         scores: (B, U, P), or (B, U, 0). start: (B,) padding. length: P.

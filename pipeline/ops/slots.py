@@ -70,7 +70,7 @@ class Slots:
         self.free.zero_()
 
     def select(self, index: torch.Tensor) -> Slots:
-        """The slots of sequences ``index`` (B',)."""
+        """Return the slots of sequences ``index`` (B',)."""
         return Slots(*(getattr(self, f.name).index_select(0, index) for f in fields(self)))
 
 
@@ -93,5 +93,5 @@ class Decoded:
 
 
 def by_head(x: torch.Tensor, groups: int) -> torch.Tensor:
-    """(B, U, ...) to (B, G, ...): heads that share an index set share its entries."""
+    """Return (B, U, ...) to (B, G, ...): heads that share an index set share its entries."""
     return x.expand(-1, groups, *x.shape[2:])

@@ -15,7 +15,7 @@ from ..policies import Policy
 
 
 def evictions_seen(evicted_at: torch.Tensor) -> tuple[int, int]:
-    """When evictions start and how many come at once: (first, count).
+    """Return when evictions start and how many come at once: (first, count).
 
     Query ``first`` is the first that misses ``count`` keys; each later query misses one more. The
     numbers are the same for every index set, because a policy always fills its budget.
@@ -65,7 +65,7 @@ class EvictedOrder:
 
     @classmethod
     def of(cls, evicted_at: torch.Tensor) -> EvictedOrder:
-        """The order of eviction times (B, G, S)."""
+        """Return the order of eviction times (B, G, S)."""
         length = evicted_at.shape[-1]
         first, count = evictions_seen(evicted_at)
         covered = max(count + length - first - 1, 0) if count else 0
@@ -73,5 +73,5 @@ class EvictedOrder:
         return cls(first, max(count - 1, 0), index)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, G, S, D) to (B, G, E, D), in eviction order."""
+        """Return (B, G, S, D) to (B, G, E, D), in eviction order."""
         return x.gather(2, self.index[..., None].expand(*self.index.shape, x.shape[-1]))

@@ -32,7 +32,7 @@ class Maps(NamedTuple):
         return [(layer, head) for layer, head in self.header["heads"]]
 
     def titles(self, policy: str) -> dict[str, str]:
-        """Titles of a head's maps under a policy, by their kind."""
+        """Return titles of a head's maps under a policy, by their kind."""
         name, method = policy_title(policy), self.header["method"]
         return {
             "full": "Full cache",

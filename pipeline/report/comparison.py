@@ -29,14 +29,16 @@ Config = Mapping[str, Any]
 
 
 def paper_rows(model: str) -> pd.DataFrame:
-    """The paper's numbers of a model with ``paper_gap``, the share that a method wins back."""
+    """Return the paper's numbers of a model with ``paper_gap``, the share that a method wins
+    back.
+    """
     numbers = paper.numbers().query("model == @model")
     parts = []
     for _, table in numbers.groupby("table", sort=False):
         full = table["method"] == FULL
         known = table[~full & table["task"].notna() & table["policy"].notna()]
-        found = gaps(with_full(pd.concat([table[full], known])))
-        spread = with_full(pd.concat([table[full], known])).assign(paper_gap=found)
+        own = gaps(with_full(pd.concat([table[full], known])))
+        spread = with_full(pd.concat([table[full], known])).assign(paper_gap=own)
         keys = [*CELL, *METHOD]
         own = spread.loc[spread["method"] != FULL, [*keys, "paper_gap"]]
         parts.append(table.astype(object).merge(own.astype(object), "left", keys))
@@ -44,19 +46,19 @@ def paper_rows(model: str) -> pd.DataFrame:
 
 
 def our_rows(tidy: pd.DataFrame, model: str) -> pd.DataFrame:
-    """Our numbers of a model, as text with intervals, and their recovered gaps."""
+    """Return our numbers of a model, as text with intervals, and their recovered gaps."""
     mine = tidy[tidy["model"] == model]
     rows = of_grid(mine, *METRICS)
     full = rows[rows["method"] == FULL]
     others = with_full(rows)
     others = with_gap(others, mine).query("method != @FULL") if len(others) else others
-    found = pd.concat([full, others, budgets(mine)], ignore_index=True)
-    found["ours"] = texts(found)
-    return found.reindex(columns=[*CELL, *METHOD, "value", "low", "high", "n", "ours", "gap"])
+    every = pd.concat([full, others, budgets(mine)], ignore_index=True)
+    every["ours"] = texts(every)
+    return every.reindex(columns=[*CELL, *METHOD, "value", "low", "high", "n", "ours", "gap"])
 
 
 def paired(tidy: pd.DataFrame, model: str, beside: str) -> pd.DataFrame:
-    """Every number of the paper's model ``beside``, with ours where it was measured.
+    """Return every number of the paper's model ``beside``, with ours where it was measured.
 
     Columns: those of :func:`pipeline.report.paper.numbers`, paper_gap, ours (text), value_ours,
     low, high, n, gap (text).
@@ -66,16 +68,16 @@ def paired(tidy: pd.DataFrame, model: str, beside: str) -> pd.DataFrame:
     for _, table in theirs.groupby("table", sort=False):
         # What the paper does not tell apart (the setting of Table 8) is not matched.
         keys = [key for key in (*CELL, *METHOD) if table[key].notna().any()]
-        found = table.merge(
+        beside = table.merge(
             mine.drop_duplicates(keys)[[*keys, "value", "low", "high", "n", "ours", "gap"]],
             "left", keys, suffixes=("", "_ours"),
         )  # fmt: skip
-        parts.append(found)
+        parts.append(beside)
     return pd.concat(parts, ignore_index=True)
 
 
 def differences(config: Config, beside: str) -> pd.DataFrame:
-    """Settings in which the experiment is not the paper's: key, paper, here."""
+    """Return settings in which the experiment is not the paper's: key, paper, here."""
     rows = []
     for key, theirs in paper.setup(beside).items():
         at: Any = config
@@ -87,7 +89,9 @@ def differences(config: Config, beside: str) -> pd.DataFrame:
 
 
 def missing(key: Mapping[str, Any], config: Config) -> str:
-    """Why a number of the paper was not measured: the first thing the configuration lacks."""
+    """Return why a number of the paper was not measured: the first thing the configuration
+    lacks.
+    """
     grid, task = config["grid"], config["tasks"].get(key["task"])
     if key["metric"] in SPEED:
         return "no such row of `latency`" if config.get("latency") else "needs `latency`"
@@ -122,7 +126,7 @@ PROTOCOLS = {
 
 
 def reasons(row: Mapping[str, Any], same: bool, changed: bool, config: Config) -> str:
-    """Why ours is not the paper's number, as far as rules can tell."""
+    """Return why ours is not the paper's number, as far as rules can tell."""
     task = config["tasks"].get(row["task"], {})
     kind, words = task.get("kind"), task.get("max_words")
     wanted = paper.documents(row["task"]) if isinstance(row["task"], str) else None
@@ -137,9 +141,9 @@ def reasons(row: Mapping[str, Any], same: bool, changed: bool, config: Config) -
     return ", ".join(text for holds, text in said if holds)
 
 
-def compared(found: pd.DataFrame, same: bool, changed: bool, config: Config) -> pd.DataFrame:
-    """What was measured, for people. Of another model only metrics that have a gap."""
-    rows = found[found["ours"].notna()]
+def compared(both: pd.DataFrame, same: bool, changed: bool, config: Config) -> pd.DataFrame:
+    """Return what was measured, for people. Of another model only metrics that have a gap."""
+    rows = both[both["ours"].notna()]
     if not same:
         rows = rows[[METRICS[metric].gap for metric in rows["metric"]]]
     table = pd.DataFrame(
@@ -164,19 +168,19 @@ def compared(found: pd.DataFrame, same: bool, changed: bool, config: Config) -> 
 
 
 def difference(row: Mapping[str, Any]) -> str:
-    """Ours less the paper's, in the printed unit."""
+    """Return ours less the paper's, in the printed unit."""
     metric = METRICS[row["metric"]]
-    found = (row["value_ours"] - row["value"]) * metric.scale
-    return f"{found:+.{metric.digits}f}" if pd.notna(found) else ""
+    difference = (row["value_ours"] - row["value"]) * metric.scale
+    return f"{difference:+.{metric.digits}f}" if pd.notna(difference) else ""
 
 
-def orderings(found: pd.DataFrame, tidy: pd.DataFrame, model: str) -> pd.DataFrame:
+def orderings(both: pd.DataFrame, tidy: pd.DataFrame, model: str) -> pd.DataFrame:
     """Return where the paper has LESS and Baseline+ in one cell: who is better there, and here.
 
     Here it is decided where the interval of paired differences on the same documents excludes 0.
     """
     rows = []
-    for (table, *cell), block in found.groupby(["table", *CELL], sort=False):
+    for (table, *cell), block in both.groupby(["table", *CELL], sort=False):
         metric = METRICS[cell[-1]]
         plus = block[block["method"] == "baseline_plus"]
         trained = block[block["method"].isin(trained_methods()) & block["ours"].notna()]
@@ -202,12 +206,14 @@ def orderings(found: pd.DataFrame, tidy: pd.DataFrame, model: str) -> pd.DataFra
 
 
 def verdict(gain: float) -> str:
-    """Of LESS over Baseline+."""
+    """Return of LESS over Baseline+."""
     return "better" if gain > 0 else "worse" if gain < 0 else "equal"
 
 
 def decided(tidy: pd.DataFrame, model: str, cell: list[Any], train_sparsity: float) -> str:
-    """Whether the paired difference to Baseline+ has an interval without 0; empty if unmeasured."""
+    """Tell whether the paired difference to Baseline+ has an interval without 0; empty if
+    unmeasured.
+    """
     task, policy, sparsity, metric = cell
     what = "nats" if metric == "word_perplexity" else metric
     rows = of_grid(tidy, f"{what}_over_baseline_plus")
@@ -221,9 +227,9 @@ def decided(tidy: pd.DataFrame, model: str, cell: list[Any], train_sparsity: flo
     return "yes" if low > 0 or high < 0 else "no"
 
 
-def unmeasured(found: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """The paper's numbers without one of ours, counted by reason."""
-    rows = found[found["ours"].isna()]
+def unmeasured(both: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Return the paper's numbers without one of ours, counted by reason."""
+    rows = both[both["ours"].isna()]
     why = [missing(row, config) for row in rows.to_dict("records")]
     counted = rows.assign(why=why, table=rows["table"].str.removeprefix("table"))
     counted = counted.fillna({"task": ""}).groupby(["table", "task", "why"], sort=False).size()
@@ -231,7 +237,7 @@ def unmeasured(found: pd.DataFrame, config: Config) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame, order: pd.DataFrame) -> Iterator[str]:
-    """The comparison of one model in sentences."""
+    """Yield the comparison of one model in sentences."""
     yield f"{len(table)} numbers of the paper have one of ours beside them."
     if len(order):
         ours, theirs = order["ours"] == "better", order["paper"] == "better"
@@ -255,14 +261,14 @@ NOTES = (
 
 
 def sections(tidy: pd.DataFrame, config: Config, model: str) -> list[Section]:
-    """What there is to say about one model."""
+    """Return what there is to say about one model."""
     mine = config["models"][model]
     same, beside = mine["paper"] is not None, mine["paper"] or STAND_IN
     name = paper.models()[beside]["title"]
     settings = differences({**config, "context": mine["context"]}, beside)
-    found = paired(tidy, model, beside)
-    table = compared(found, same, bool(len(settings)), config)
-    order = orderings(found, tidy, model)
+    both = paired(tidy, model, beside)
+    table = compared(both, same, bool(len(settings)), config)
+    order = orderings(both, tidy, model)
     relation = "is" if same else "is none of the paper's models; it stands beside"
     remarks = [f"{model} {relation} {name}.", *summary(table, order)]
     remarks.append("Settings that are not the paper's:" if len(settings) else "Settings as there.")
@@ -270,14 +276,14 @@ def sections(tidy: pd.DataFrame, config: Config, model: str) -> list[Section]:
         Section(f"{model} and {name}", settings, remarks),
         Section(f"{model}: every number there is", table),
         Section(f"{model}: LESS against Baseline+", order),
-        Section(f"{model}: numbers of the paper without ours", unmeasured(found, config)),
+        Section(f"{model}: numbers of the paper without ours", unmeasured(both, config)),
     ]
 
 
-def to_markdown(found: list[Section]) -> str:
-    """Sentences as paragraphs, tables under their headings."""
+def to_markdown(shown: list[Section]) -> str:
+    """Return sentences as paragraphs, tables under their headings."""
     parts = [f"# {TITLE}", *NOTES]
-    for heading, table, lines in found:
+    for heading, table, lines in shown:
         parts += [f"## {heading}", *lines]
         if len(table):
             parts.append(as_markdown(table).rstrip())
@@ -287,9 +293,9 @@ def to_markdown(found: list[Section]) -> str:
 
 
 def forms(tidy: pd.DataFrame, config: Config) -> dict[str, str]:
-    """The comparison as Markdown and as a page, by suffix."""
-    found = [part for model in config["models"] for part in sections(tidy, config, model)]
-    return {"md": to_markdown(found), "html": as_html(TITLE, found, NOTES)}
+    """Return the comparison as Markdown and as a page, by suffix."""
+    shown = [part for model in config["models"] for part in sections(tidy, config, model)]
+    return {"md": to_markdown(shown), "html": as_html(TITLE, shown, NOTES)}
 
 
 def write(tidy: pd.DataFrame, config: Mapping[str, Any], out: Path) -> None:

@@ -30,32 +30,32 @@ def _content() -> dict[str, Any]:
 
 
 def models() -> dict[str, dict[str, Any]]:
-    """The paper's models by name: ``title``, and ``setup`` as of :func:`setup`."""
-    found: dict[str, dict[str, Any]] = _content()["models"]
-    return found
+    """Return the paper's models by name: ``title``, and ``setup`` as of :func:`setup`."""
+    own: dict[str, dict[str, Any]] = _content()["models"]
+    return own
 
 
 def setup(model: str) -> dict[str, Any]:
-    """The settings behind a model's numbers, by key of a configuration.
+    """Return the settings behind a model's numbers, by key of a configuration.
 
     Raises:
         ConfigError: not a model of the paper.
     """
     if model not in models():
         raise unknown("model of the paper", model, models())
-    found: dict[str, Any] = models()[model]["setup"] | _content()["setup"]
-    return found
+    settings: dict[str, Any] = models()[model]["setup"] | _content()["setup"]
+    return settings
 
 
 def documents(task: str) -> int | None:
-    """Documents that the paper measured a task on, or None where it does not say."""
-    found: int | None = _content()["documents"].get(task)
-    return found
+    """Return documents that the paper measured a task on, or None where it does not say."""
+    count: int | None = _content()["documents"].get(task)
+    return count
 
 
 @cache
 def numbers() -> pd.DataFrame:
-    """Every number: table, :data:`KEYS`, value in the tidy table's unit, and it as printed.
+    """Return every number: table, :data:`KEYS`, value in the tidy table's unit, and it as printed.
 
     The full cache's numbers have neither policy nor sparsity and stand once a table. ``value`` is
     nan where the paper prints no number ("OOM"); what does not apply has no row.
@@ -75,9 +75,9 @@ def numbers() -> pd.DataFrame:
                     value = float("nan" if printed == "OOM" else printed)
                     value /= METRICS[key["metric"]].scale
                     rows.append(key | {"table": table, "value": value, "printed": str(printed)})
-    found = pd.DataFrame(rows).reindex(columns=COLUMNS)
-    found[["sparsity", "train_sparsity"]] = found[["sparsity", "train_sparsity"]].astype(float)
-    return found.drop_duplicates(["table", *KEYS], ignore_index=True)
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
+    table[["sparsity", "train_sparsity"]] = table[["sparsity", "train_sparsity"]].astype(float)
+    return table.drop_duplicates(["table", *KEYS], ignore_index=True)
 
 
 def printed(
@@ -90,7 +90,7 @@ def printed(
     metric: str,
     train_sparsity: float | None = None,
 ) -> str | None:
-    """One number as printed, or None where the table does not have it."""
+    """Return one number as printed, or None where the table does not have it."""
     wanted = dict(
         zip(
             ["table", *KEYS],
@@ -98,7 +98,7 @@ def printed(
             strict=True,
         )
     )
-    found = numbers()
+    rows = numbers()
     for key, value in wanted.items():
-        found = found[found[key].isna() if value is None else found[key] == value]
-    return None if found.empty else str(found["printed"].iloc[0])
+        rows = rows[rows[key].isna() if value is None else rows[key] == value]
+    return None if rows.empty else str(rows["printed"].iloc[0])

@@ -21,7 +21,7 @@ COLUMNS = [
 
 
 def load_curves(paths: Sequence[Path]) -> pd.DataFrame:
-    """A row an epoch and layer of every training; none where nothing is trained."""
+    """Return a row an epoch and layer of every training; none where nothing is trained."""
     if not paths:
         return pd.DataFrame(columns=COLUMNS)
     return pd.concat([load_table(path) for path in paths], ignore_index=True)
@@ -37,7 +37,7 @@ Models = Mapping[str, Mapping[str, Any]]
 
 
 def load_tidy(path: Any, sealed: bool = True) -> pd.DataFrame:
-    """The tidy table of one run; ``sealed`` as in :func:`pipeline.storage.files.load_table`.
+    """Return the tidy table of one run; ``sealed`` as in :func:`pipeline.storage.files.load_table`.
 
     Raises:
         DataError: missing or damaged, or rows of more than one run, which no table may mix.
@@ -45,18 +45,18 @@ def load_tidy(path: Any, sealed: bool = True) -> pd.DataFrame:
     tidy = load_table(path, sealed)
     runs = tidy[RUN].drop_duplicates()
     if len(runs) > 1:
-        found = "; ".join(", ".join(map(str, run)) for run in runs.itertuples(index=False))
-        raise DataError(f"{path} mixes runs ({found}); delete it and run `tabulate` again.")
+        mixed = "; ".join(", ".join(map(str, run)) for run in runs.itertuples(index=False))
+        raise DataError(f"{path} mixes runs ({mixed}); delete it and run `tabulate` again.")
     return tidy
 
 
 def of_grid(tidy: pd.DataFrame, *metrics: str) -> pd.DataFrame:
-    """The grid's own rows of some metrics."""
+    """Return the grid's own rows of some metrics."""
     return tidy[(tidy["study"] == GRID) & tidy["metric"].isin(metrics)].copy()
 
 
 def budgets(tidy: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the metric ``budget``: the tokens that each sparsity means for a model."""
+    """Return rows of the metric ``budget``: the tokens that each sparsity means for a model."""
     plain = [name for name, method in METHODS.items() if not method.extra_tokens]
     rows = tidy[(tidy["study"] == GRID) & tidy["method"].isin(plain)]
     rows = rows[~rows["metric"].isin(SPEED)]  # their sequences may be longer than the context
@@ -64,12 +64,12 @@ def budgets(tidy: pd.DataFrame) -> pd.DataFrame:
     nothing = dict.fromkeys(["task", "policy"]) | dict.fromkeys(
         ["low", "high", "n", "train_sparsity"], float("nan")
     )
-    found = rows.assign(metric="budget", value=rows["budget"].astype(float), method="baseline")
-    return found.assign(**nothing)
+    shown = rows.assign(metric="budget", value=rows["budget"].astype(float), method="baseline")
+    return shown.assign(**nothing)
 
 
 def with_paper(rows: pd.DataFrame, models: Models, table: str) -> pd.DataFrame:
-    """``rows`` with ``paper``: the number of the paper's table, as printed, or nothing.
+    """Return ``rows`` with ``paper``: the number of the paper's table, as printed, or nothing.
 
     What the paper's table does not tell apart (policies in Table 1) is not compared. Only models
     that say which of the paper's they are have such numbers.
@@ -79,12 +79,12 @@ def with_paper(rows: pd.DataFrame, models: Models, table: str) -> pd.DataFrame:
     known = {name: model["paper"] for name, model in models.items() if model["paper"]}
     left = rows[keys].assign(model=[known.get(name) for name in rows["model"]]).astype(object)
     numbers = numbers[[*keys, "printed"]].drop_duplicates(keys).astype(object)
-    found = left.merge(numbers, "left", keys)
-    return rows.assign(paper=found["printed"].to_numpy())
+    beside = left.merge(numbers, "left", keys)
+    return rows.assign(paper=beside["printed"].to_numpy())
 
 
 def with_full(rows: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` with the full cache's repeated in every block, to compare with.
+    """Return ``rows`` with the full cache's repeated in every block, to compare with.
 
     It has no policy and no sparsity of its own.
     """
@@ -95,7 +95,7 @@ def with_full(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def gaps(rows: pd.DataFrame) -> pd.Series:
-    """(method - baseline) / (full - baseline) of each row's own block: 1 is the full cache.
+    """Return (method - baseline) / (full - baseline) of each row's own block: 1 is the full cache.
 
     Missing for the two themselves, and where the baseline is not worse than the full cache, so
     that there is nothing to recover.
@@ -106,12 +106,12 @@ def gaps(rows: pd.DataFrame) -> pd.Series:
     base, full = (rows[keys].join(ends[name], on=keys)[name] for name in ("baseline", FULL))
     lower = rows["metric"].map({name: metric.lower for name, metric in METRICS.items()})
     lost = (full - base).where(~lower.astype(bool), base - full)
-    found = (rows["value"] - base) / (full - base)
-    return found.where((lost > 0) & ~rows["method"].isin([FULL, "baseline"]))
+    share = (rows["value"] - base) / (full - base)
+    return share.where((lost > 0) & ~rows["method"].isin([FULL, "baseline"]))
 
 
 def with_gap(rows: pd.DataFrame, tidy: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` (with the full cache's) with ``gap``, as text.
+    """Return ``rows`` (with the full cache's) with ``gap``, as text.
 
     Of a task's first metric (:data:`~pipeline.report.metrics.PRIMARY`) it is the tidy table's, with
     its interval; of others it is that of the means. It is missing where :func:`gaps` has none.
@@ -121,24 +121,25 @@ def with_gap(rows: pd.DataFrame, tidy: pd.DataFrame) -> pd.DataFrame:
     tasks = of_grid(tidy, *PRIMARY).groupby("task")["metric"]
     first = tasks.agg(lambda metrics: min(metrics, key=PRIMARY.index))
     measured = measured.assign(measured=texts(measured), metric=measured["task"].map(first))
-    found = rows.merge(measured[[*keys, "metric", "measured"]], "left", [*keys, "metric"])
+    joined = rows.merge(measured[[*keys, "metric", "measured"]], "left", [*keys, "metric"])
     derived = gaps(rows).map(lambda gap: f"{gap:z.2f}", na_action="ignore")
     has_gap = rows["metric"].map(lambda name: METRICS[name].gap)
-    known = found["measured"].astype(object)
+    known = joined["measured"].astype(object)
     gap = known.where(known.notna(), derived)
     return rows.assign(gap=gap.where(derived.notna() & has_gap))
 
 
 def texts(rows: pd.DataFrame) -> pd.Series:
-    """``value [low, high]`` in the metric's printed unit; the value alone without an interval.
+    """Return ``value [low, high]`` in the metric's printed unit; the value alone without an
+    interval.
 
     A ratio that is undefined, as a gap where the baseline loses nothing, says so; so does what ran
     out of memory.
     """
-    found = []
+    shown = []
     for name, *numbers in rows[["metric", "value", "low", "high"]].itertuples(index=False):
         metric = METRICS[name]
         value, low, high = (f"{number * metric.scale:z.{metric.digits}f}" for number in numbers)
         interval = f" [{low}, {high}]" if pd.notna(numbers[1]) else ""
-        found.append(value + interval if pd.notna(numbers[0]) else metric.missing)
-    return pd.Series(found, index=rows.index, dtype=object)
+        shown.append(value + interval if pd.notna(numbers[0]) else metric.missing)
+    return pd.Series(shown, index=rows.index, dtype=object)

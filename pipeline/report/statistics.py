@@ -28,18 +28,20 @@ class Estimate:
 
 
 def resamples(n: int, count: int, seed: int) -> np.ndarray:
-    """(count, n) document indices, drawn with replacement."""
+    """Return (count, n) document indices, drawn with replacement."""
     return np.random.default_rng(seed).integers(0, n, size=(count, n))
 
 
 def _resampled(
     statistic: Callable[..., np.ndarray], columns: Sequence[np.ndarray], draws: np.ndarray
 ) -> np.ndarray:
-    """``statistic`` of each of ``draws``, (..., count), a block at a time to bound memory."""
+    """Return ``statistic`` of each of ``draws``, (..., count), a block at a time to bound
+    memory.
+    """
     size = max(1, BLOCK // draws.shape[1])
     blocks = (draws[start : start + size] for start in range(0, len(draws), size))
-    found = [statistic(*(column[block] for column in columns)) for block in blocks]
-    return np.concatenate(found, axis=-1)
+    values = [statistic(*(column[block] for column in columns)) for block in blocks]
+    return np.concatenate(values, axis=-1)
 
 
 def estimate(
@@ -65,7 +67,7 @@ def estimate_share(
     *others: np.ndarray,
     draws: np.ndarray,
 ) -> Estimate:
-    """Recovered gap, (baseline - method) / (baseline - full) of a statistic of each.
+    """Return recovered gap, (baseline - method) / (baseline - full) of a statistic of each.
 
     0 is the baseline, 1 the full cache. Undefined (nan) where the documents do not tell on which
     side of the full cache the baseline is: there is no loss to recover a share of.
@@ -90,15 +92,17 @@ def estimate_share(
 
 
 def perplexity(nll: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """exp of the summed loss over the summed units (tokens or words), along the last axis."""
+    """Return exp of the summed loss over the summed units (tokens or words), along the last
+    axis.
+    """
     return np.asarray(np.exp(nll.sum(-1) / units.sum(-1)))
 
 
 def mean(scores: np.ndarray) -> np.ndarray:
-    """Mean over documents, along the last axis."""
+    """Return mean over documents, along the last axis."""
     return np.asarray(scores.mean(-1))
 
 
 def mean_difference(a: np.ndarray, b: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Difference of losses per unit, a - b."""
+    """Return difference of losses per unit, a - b."""
     return np.asarray((a - b).sum(-1) / units.sum(-1))

@@ -42,27 +42,29 @@ class Measured:
 
 
 def cells(measured: Measured, metrics: list[str], table: str = "") -> pd.DataFrame:
-    """The grid's rows of some metrics, with the paper's numbers and recovered gaps beside them."""
+    """Return the grid's rows of some metrics, with the paper's numbers and recovered gaps beside
+    them.
+    """
     rows = of_grid(measured.tidy, *metrics)
     rows = with_full(with_paper(rows, measured.models, table) if table else rows)
     return with_gap(rows, measured.tidy) if len(rows) else rows
 
 
 def table1(measured: Measured) -> pd.DataFrame:
-    """Tokens that each sparsity means."""
+    """Return tokens that each sparsity means."""
     rows = budgets(measured.tidy)
     rows["context"] = [measured.models.get(name, {}).get("context", "") for name in rows["model"]]
     return wide(with_paper(rows, measured.models, "table1"), ["model", "context"], "sparsity")
 
 
 def table2(measured: Measured) -> pd.DataFrame:
-    """Word perplexity under H2O, by sparsity."""
+    """Return word perplexity under H2O, by sparsity."""
     rows = cells(measured, ["word_perplexity"], "table2")
     return wide(rows[rows["policy"] == "h2o"], ["model", "task", "policy", "method"], "sparsity")
 
 
 def table3(measured: Measured) -> pd.DataFrame:
-    """Λ-masking at 5 %, by task."""
+    """Return Λ-masking at 5 %, by task."""
     rows = cells(measured, ["word_perplexity", "r@1", "acc"], "table3")
     rows = rows[(rows["policy"] == "lambda") & (rows["sparsity"] == PAPER_SPARSITY)]
     what = rows["task"] + ", " + rows["metric"].map(lambda name: METRICS[name].title)
@@ -70,7 +72,7 @@ def table3(measured: Measured) -> pd.DataFrame:
 
 
 def table4(measured: Measured) -> pd.DataFrame:
-    """ROUGE of two data sets under H2O, at the paper's sparsity for the model."""
+    """Return ROUGE of two data sets under H2O, at the paper's sparsity for the model."""
     rows = cells(measured, list(ROUGE), "table4")
     sparsity = [
         0.1 if measured.models.get(name, {}).get("paper") == "falcon_7b" else PAPER_SPARSITY
@@ -82,33 +84,34 @@ def table4(measured: Measured) -> pd.DataFrame:
 
 
 def table5(measured: Measured) -> pd.DataFrame:
-    """ROUGE of all summaries, and what Rouge-L gains on Baseline+ on the same documents."""
+    """Return ROUGE of all summaries, and what Rouge-L gains on Baseline+ on the same documents."""
     rows = cells(measured, [*ROUGE, "rougeL_over_baseline_plus"], "table5")
     return wide(rows, ["model", "task", "policy", "sparsity", "method"], "metric")
 
 
 def table6(measured: Measured) -> pd.DataFrame:
-    """Latency, throughput and memory, end to end."""
+    """Return latency, throughput and memory, end to end."""
     end_to_end = [name for name in SPEED if not name.startswith("step_ms")]
     rows = cells(measured, end_to_end, "table6")
     return wide(rows, ["model", "task", "policy", "sparsity", "method"], "metric")
 
 
 def table7(measured: Measured) -> pd.DataFrame:
-    """Word perplexity at 5 %, by policy."""
+    """Return word perplexity at 5 %, by policy."""
     rows = cells(measured, ["word_perplexity"], "table7")
     rows = rows[rows["sparsity"] == PAPER_SPARSITY]
     return wide(rows, ["model", "task", "sparsity", "method"], "policy")
 
 
 def table8(measured: Measured) -> pd.DataFrame:
-    """What the parts of a decode step take."""
+    """Return what the parts of a decode step take."""
     rows = cells(measured, [f"step_ms.{part}" for part in STEP_PARTS], "table8")
     return wide(rows, ["model", "task", "policy", "sparsity", "method"], "metric")
 
 
 def operators(measured: Measured) -> pd.DataFrame:
-    """Bytes, operations and time of each operator, all layers, beside the floor: the bytes over
+    """Return bytes, operations and time of each operator, all layers, beside the floor: the bytes
+    over
     the bandwidth of copying.
     """
     rows = measured.operators
@@ -130,7 +133,7 @@ def operators(measured: Measured) -> pd.DataFrame:
 
 
 def conditions(measured: Measured) -> pd.DataFrame:
-    """What each setting of the latency study was measured on."""
+    """Return what each setting of the latency study was measured on."""
     rows = measured.operators
     if rows.empty:
         return rows
@@ -140,7 +143,7 @@ def conditions(measured: Measured) -> pd.DataFrame:
 
 
 def of_all_cells(metric: str) -> Callable[[Measured], pd.DataFrame]:
-    """A view of one metric over the whole grid, a column for each test sparsity."""
+    """Return a view of one metric over the whole grid, a column for each test sparsity."""
 
     def view(measured: Measured) -> pd.DataFrame:
         rows = with_full(of_grid(measured.tidy, metric))
@@ -150,13 +153,13 @@ def of_all_cells(metric: str) -> Callable[[Measured], pd.DataFrame]:
 
 
 def scores(measured: Measured) -> pd.DataFrame:
-    """Scores of lm-evaluation-harness tasks, and what they gain on baseline+."""
+    """Return scores of lm-evaluation-harness tasks, and what they gain on baseline+."""
     rows = cells(measured, [*SCORES, *(f"{name}_over_baseline_plus" for name in SCORES)])
     return wide(rows, ["model", "task", "metric", "policy", "method"], "sparsity")
 
 
 def policy_scores(measured: Measured) -> pd.DataFrame:
-    """The study of scores beside the grid's own cells, whose scores are the other kind."""
+    """Return the study of scores beside the grid's own cells, whose scores are the other kind."""
     tidy, shown = measured.tidy, [*PRIMARY, "recovered_gap"]
     rows = tidy[(tidy["study"] == "scores") & tidy["metric"].isin(shown)]
     if rows.empty:
@@ -170,7 +173,7 @@ def policy_scores(measured: Measured) -> pd.DataFrame:
 
 
 def hellinger(measured: Measured) -> pd.DataFrame:
-    """Hellinger distance to the true attention rows, averaged over layers."""
+    """Return Hellinger distance to the true attention rows, averaged over layers."""
     rows = of_grid(measured.tidy, "hellinger")
     if rows.empty:
         return rows
@@ -186,7 +189,7 @@ def hellinger(measured: Measured) -> pd.DataFrame:
 
 
 def training(measured: Measured) -> pd.DataFrame:
-    """Validation loss of trained kernels as a share of the sparse policy's, over layers."""
+    """Return validation loss of trained kernels as a share of the sparse policy's, over layers."""
     curves = measured.curves
     share = curves.assign(share=curves["validation_loss"] / curves["sparse_loss"])
     keys = ["model", "policy", "train_sparsity"]
@@ -207,7 +210,7 @@ def training(measured: Measured) -> pd.DataFrame:
 
 
 def faults(layers: pd.DataFrame) -> str:
-    """What went wrong in which layers of one training, and what became of them."""
+    """Return what went wrong in which layers of one training, and what became of them."""
     wrong = layers.dropna(subset="fault").fillna({"became": "kept"})
     said = [
         f"layer{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows['layer']))}: {what} "

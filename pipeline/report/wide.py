@@ -13,7 +13,9 @@ from .rows import BLOCK, texts
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """By block in the order measured, sparsities by size, then methods as the paper lists them."""
+    """Return by block in the order measured, sparsities by size, then methods as the paper lists
+    them.
+    """
     methods = [FULL, *METHODS]
 
     def rank(column: pd.Series) -> Any:
@@ -25,7 +27,7 @@ def in_order(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def wide(rows: pd.DataFrame, index: Sequence[str], across: str) -> pd.DataFrame:
-    """A table for people: a row for each value of ``index``, columns for each of ``across``.
+    """Return a table for people: a row for each value of ``index``, columns for each of ``across``.
 
     A value of ``across`` has up to three columns: ours with its interval, the paper's, and the
     recovered gap. ``n`` names the documents behind a row, one number where all agree.
@@ -44,7 +46,7 @@ def wide(rows: pd.DataFrame, index: Sequence[str], across: str) -> pd.DataFrame:
         for part in shown
         if part in rows and rows.loc[rows[across] == place, part].notna().any()
     ]
-    found = []
+    entries = []
     for key, block in rows.groupby(list(index), sort=False, dropna=False):
         entry = dict(zip(index, key, strict=True))
         for cell in block.to_dict("records"):
@@ -54,13 +56,13 @@ def wide(rows: pd.DataFrame, index: Sequence[str], across: str) -> pd.DataFrame:
                 if part in cell and pd.notna(cell[part])
             }
         entry["n"] = " / ".join(f"{n:g}" for n in dict.fromkeys(block["n"].dropna()))
-        found.append(entry)
-    table = pd.DataFrame(found, columns=[*index, *columns, "n"]).fillna("")
+        entries.append(entry)
+    table = pd.DataFrame(entries, columns=[*index, *columns, "n"]).fillna("")
     return table.loc[:, (table != "").any()]
 
 
 def title(column: pd.Series) -> pd.Series:
-    """Policies, sparsities and metrics as they are printed."""
+    """Return policies, sparsities and metrics as they are printed."""
     forms = {
         "policy": policy_title,
         "sparsity": lambda sparsity: f"{100 * sparsity:g} %",
@@ -70,7 +72,9 @@ def title(column: pd.Series) -> pd.Series:
 
 
 def ordered(column: pd.Series) -> list[str]:
-    """Values in the order of sizes (sparsities), of METRICS (metrics), else as they appear."""
+    """Return values in the order of sizes (sparsities), of METRICS (metrics), else as they
+    appear.
+    """
     places = list(dict.fromkeys(column))
     metrics = [metric.title for metric in METRICS.values()]
     if column.name == "sparsity":

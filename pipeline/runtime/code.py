@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def _file_of(module: str) -> Path | None:
-    """The source of a module of this package, or None for a name that is not one."""
+    """Return the source of a module of this package, or None for a name that is not one."""
     path = ROOT.parent / Path(*module.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.is_file():
@@ -44,7 +44,7 @@ def _with_packages(module: str) -> list[str]:
 
 @cache
 def _parsed(path: Path) -> tuple[str, frozenset[Path]]:
-    """Normal form of a file, and the files of this package that it imports anywhere."""
+    """Return normal form of a file, and the files of this package that it imports anywhere."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported: set[str] = set()
     for node in ast.walk(tree):
@@ -63,15 +63,15 @@ def _parsed(path: Path) -> tuple[str, frozenset[Path]]:
 
 
 def closure(module: str) -> list[Path]:
-    """All source files that ``module`` imports, directly or not, itself included."""
-    found: set[Path] = set()
+    """Return all source files that ``module`` imports, directly or not, itself included."""
+    files: set[Path] = set()
     waiting = {_file_of(name) for name in _with_packages(module)}
     while waiting:
         path = waiting.pop()
-        if path and path not in found:
-            found.add(path)
+        if path and path not in files:
+            files.add(path)
             waiting |= _parsed(path)[1]
-    return sorted(found)
+    return sorted(files)
 
 
 @cache
@@ -85,7 +85,7 @@ def code_of(step: str) -> str:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the checkout this runs from, and whether tracked files were changed."""
+    """Return the commit of the checkout this runs from, and whether tracked files were changed."""
 
     def git(*words: str) -> str | None:
         command = ["git", "-C", str(ROOT), *words]
@@ -103,6 +103,6 @@ def commit() -> dict[str, Any]:
 
 
 def short_commit() -> str:
-    """Twelve digits, a + if tracked files were changed; ``unknown`` outside a checkout."""
-    found = commit()
-    return f"{found['commit'][:12]}{'+' * found['changed']}" if found["commit"] else "unknown"
+    """Return twelve digits, a + if tracked files were changed; ``unknown`` outside a checkout."""
+    here = commit()
+    return f"{here['commit'][:12]}{'+' * here['changed']}" if here["commit"] else "unknown"

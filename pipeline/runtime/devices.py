@@ -67,7 +67,7 @@ def bound(device: str) -> Iterator[str | None]:
 
 
 def _candidates() -> list[str]:
-    """Ids of the devices to choose from, numbers or UUIDs."""
+    """Return ids of the devices to choose from, numbers or UUIDs."""
     listed = os.environ.get("LESS_KV_GPUS")
     if listed is None and "SLURM_JOB_ID" in os.environ:
         return []
@@ -79,7 +79,7 @@ def _candidates() -> list[str]:
 
 
 def _places() -> int:
-    """Jobs that may share a device."""
+    """Return jobs that may share a device."""
     text = os.environ.get("LESS_KV_JOBS_PER_GPU", "1")
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError(f"LESS_KV_JOBS_PER_GPU={text}: it must be a whole number, 1 or more.")
@@ -87,7 +87,7 @@ def _places() -> int:
 
 
 def _wait_for_a_place(devices: list[str], places: int, held: ExitStack) -> str:
-    """The device of the first free place; ``held`` keeps it."""
+    """Return the device of the first free place; ``held`` keeps it."""
     said = -SAY_SECONDS
     started = time.monotonic()
     while True:
@@ -109,7 +109,9 @@ def _wait_for_a_place(devices: list[str], places: int, held: ExitStack) -> str:
 
 
 def _lock_file(device: str, place: int) -> Path:
-    """The file that stands for a place, on this host; `flock` over a network is not relied on."""
+    """Return the file that stands for a place, on this host; `flock` over a network is not relied
+    on.
+    """
     folder = Path(tempfile.gettempdir()) / f"less-gpus-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -119,7 +121,9 @@ def _lock_file(device: str, place: int) -> Path:
 
 
 def _locked(path: Path) -> IO[str] | None:
-    """The file, locked and holding this process's id until it is closed; None if another has it."""
+    """Return the file, locked and holding this process's id until it is closed; None if another
+    has it.
+    """
     try:
         handle = path.open("a+", encoding="utf-8")
     except OSError as error:
@@ -136,7 +140,7 @@ def _locked(path: Path) -> IO[str] | None:
 
 
 def _strangers(device: str, places: int) -> set[str]:
-    """Processes on a device that hold none of its places."""
+    """Return processes on a device that hold none of its places."""
     cards = _nvidia_smi("--query-gpu=index,uuid")
     mine = {uuid for index, uuid in cards if device == index or uuid.startswith(device)}
     files = [_lock_file(device, place) for place in range(places)]
@@ -146,7 +150,7 @@ def _strangers(device: str, places: int) -> set[str]:
 
 
 def _nvidia_smi(query: str) -> list[list[str]]:
-    """Rows of an answer of nvidia-smi; none where it is not there or fails."""
+    """Return rows of an answer of nvidia-smi; none where it is not there or fails."""
     command = ["nvidia-smi", query, "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

@@ -120,7 +120,8 @@ class Run:
                 self.ended = event["time"]
 
     def left(self, now: float) -> tuple[float | None, bool]:
-        """(seconds that are left at the pace so far, whether there is a time for every rule).
+        """Return (seconds that are left at the pace so far, whether there is a time for every
+        rule).
 
         Finished jobs of a rule tell how long its others take, those of earlier runs too; a rule
         without any counts as the mean of the others, and without them nothing is known (None). How
@@ -141,7 +142,7 @@ class Run:
 
 
 def read_runs(path: Path) -> Iterator[Run]:
-    """The runs of an experiment, first to last; a line that a kill cut off is passed over.
+    """Yield the runs of an experiment, first to last; a line that a kill cut off is passed over.
 
     Raises:
         DataError: there is no such file, or it cannot be read.
@@ -169,29 +170,29 @@ def read_runs(path: Path) -> Iterator[Run]:
 
 
 def last_run(path: Path) -> Run:
-    """The last run of an experiment that had something to do, or else the last.
+    """Return the last run of an experiment that had something to do, or else the last.
 
     Raises:
         DataError: as :func:`read_runs`, also where there is none.
     """
     run = None
-    for found in read_runs(path):
-        if run is None or not found.idle:
-            run = found
+    for each in read_runs(path):
+        if run is None or not each.idle:
+            run = each
     if run is None:
         raise DataError(f"{path} holds no run.")
     return run
 
 
 def is_alive(path: Path) -> bool:
-    """Whether a run's scheduler lives: it holds a lock until it ends, however it ends."""
+    """Tell whether a run's scheduler lives: it holds a lock until it ends, however it ends."""
     with suppress(FileNotFoundError), path.open(encoding="utf-8") as file:
         return not locked(file, fcntl.LOCK_SH, 1)
     return False
 
 
 def state(run: Run, alive: bool) -> str:
-    """What became of a run, in a few words."""
+    """Return what became of a run, in a few words."""
     if alive:
         return "running" if run.planned is not None else "planning"
     if run.ended is None:
@@ -204,12 +205,12 @@ def state(run: Run, alive: bool) -> str:
 
 
 def clock(moment: float) -> str:
-    """A time of day, with its date."""
+    """Return a time of day, with its date."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 
 def span(seconds: float) -> str:
-    """A length of time, as people say it."""
+    """Return a length of time, as people say it."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -218,7 +219,7 @@ def span(seconds: float) -> str:
 
 
 def time_left(run: Run, now: float) -> str:
-    """How long a run will still take, as far as recorded times tell."""
+    """Return how long a run will still take, as far as recorded times tell."""
     seconds, known = run.left(now)
     if seconds is None:
         return "time left not known yet"
@@ -226,7 +227,7 @@ def time_left(run: Run, now: float) -> str:
 
 
 def one_line(run: Run, now: float) -> str:
-    """How far a run is."""
+    """Return how far a run is."""
     total = sum((run.planned or {}).values())
     parts = [f"{run.done.total()} of {total} jobs done", f"{len(run.running)} running"]
     parts += [f"{len(run.failed)} failed"] if run.failed else []

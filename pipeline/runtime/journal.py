@@ -54,7 +54,7 @@ class Journal:
             raise DataError(f"cannot use {path}: {error.strerror or error}.") from error
 
     def extend(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Append rows, together."""
+        """Add rows to the end, together."""
         new = list(rows)
         try:
             self._lines.write(_line(json.dumps(new).encode()))
@@ -84,7 +84,7 @@ def identity(step: str, model: Path, files: Iterable[Path], **matters: Any) -> s
 
 
 def _whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
-    """Rows up to the first line that is not whole, and the bytes they take."""
+    """Return rows up to the first line that is not whole, and the bytes they take."""
     rows: list[dict[str, Any]] = []
     length = 0
     for line in content.splitlines(keepends=True):
@@ -99,5 +99,5 @@ def _whole_lines(content: bytes) -> tuple[list[dict[str, Any]], int]:
 
 
 def _line(content: bytes) -> bytes:
-    """A checksum, ``content`` and a line break."""
+    """Return a checksum, ``content`` and a line break."""
     return hashlib.sha256(content).hexdigest()[: CHECKSUM - 1].encode() + b" " + content + b"\n"

@@ -12,7 +12,9 @@ from typing import Any
 
 
 def machine() -> str:
-    """Host, and the GPU if this process has begun to use one; nothing is imported to find out."""
+    """Return host, and the GPU if this process has begun to use one; nothing is imported to find
+    out.
+    """
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_initialized() else "no GPU"
     return f"{socket.gethostname()} ({platform.machine()}, {os.cpu_count()} cores, {gpu})"
@@ -25,7 +27,7 @@ PACKAGES = (
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, memory and accelerator."""
+    """Return processor, memory and accelerator."""
     import psutil
     import torch
 
@@ -46,11 +48,11 @@ def hardware() -> dict[str, Any]:
 
 
 def installed() -> dict[str, str | None]:
-    """Versions of the packages that numbers may depend on; None for one that is not here."""
-    found = {
+    """Return versions of the packages that numbers may depend on; None for one that is not here."""
+    versions = {
         x.name.replace("-", "_").lower(): x.version for x in importlib.metadata.distributions()
     }
-    return {name: found.get(name) for name in PACKAGES}
+    return {name: versions.get(name) for name in PACKAGES}
 
 
 def limit_threads(count: int) -> None:

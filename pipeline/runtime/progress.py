@@ -9,7 +9,7 @@ from .machine import machine
 
 
 def rate(count: float, seconds: float) -> str:
-    """Units a second, in three digits."""
+    """Return units a second, in three digits."""
     return f"{count / max(seconds, 1e-9):.3g}/s"
 
 
@@ -23,7 +23,7 @@ class Progress:
         print(f"{label}: {total} to do on {machine()}", file=sys.stderr, flush=True)
 
     def step(self, note: str = "") -> None:
-        """One unit is finished; ``note`` says what it gave."""
+        """Count one unit as finished; ``note`` says what it gave."""
         self.done += 1
         now = time.monotonic()
         if now - self.printed < self.every and self.done < self.total:

@@ -133,7 +133,7 @@ class Recorder(logging.Handler):
                 self.file.flush()
 
     def close(self) -> None:
-        """The run ends, well or not; a killed one never comes here."""
+        """Write that the run ends, well or not; a killed one never comes here."""
         if self.file:
             self._write("ended", {})
         for file in filter(None, (self.file, self.alive)):

@@ -28,7 +28,7 @@ REMARKS = {
 
 
 def find(where: str) -> Path:
-    """The record of the runs that ``where`` names.
+    """Return the record of the runs that ``where`` names.
 
     Raises:
         DataError: there is none.
@@ -38,14 +38,14 @@ def find(where: str) -> Path:
         return Path("logs", where, NAME)
     if given.absolute().parent.name == "results":
         return given.absolute().parent.parent / "logs" / given.absolute().name / NAME
-    found = sorted(given.glob(f"logs/*/{NAME}"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    records = sorted(given.glob(f"logs/*/{NAME}"), key=lambda path: path.stat().st_mtime)
+    if not records:
         raise DataError(f"no run is recorded under {given.absolute()}/logs.")
-    return found[-1]
+    return records[-1]
 
 
 def last_line(path: Path) -> str:
-    """The last line of a job's log, or nothing."""
+    """Return the last line of a job's log, or nothing."""
     try:
         with path.open("rb") as log:
             log.seek(max(path.stat().st_size - TAIL_BYTES, 0))
@@ -57,7 +57,7 @@ def last_line(path: Path) -> str:
 
 
 def stages(run: Run) -> str:
-    """Jobs by rule, in the order of the flow."""
+    """Return jobs by rule, in the order of the flow."""
     running, failed = (
         Counter(job.rule for job in jobs.values()) for jobs in (run.running, run.failed)
     )
@@ -70,7 +70,7 @@ def stages(run: Run) -> str:
 
 
 def describe(path: Path, now: float) -> str:
-    """The last run of a record, as text."""
+    """Return the last run of a record, as text."""
     root = path.parent.parent.parent
     alive = is_alive(path)  # first: a run that ends in between has then said so
     run = last_run(path)

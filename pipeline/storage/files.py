@@ -29,7 +29,7 @@ CHECKSUMS = "checksums.json"
 
 
 def _partial(path: Path, process: int | str) -> Path:
-    """Where a process of this machine writes what becomes ``path``."""
+    """Return where a process of this machine writes what becomes ``path``."""
     return path.with_name(f".{path.name}.{socket.gethostname()}.{process}.partial")
 
 
@@ -44,7 +44,7 @@ def _clear(path: Path) -> None:
 
 
 def _alive(process: int) -> bool:
-    """Whether a process of this machine lives."""
+    """Tell whether a process of this machine lives."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -56,7 +56,7 @@ def _alive(process: int) -> bool:
 
 @contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path to write; renamed to ``path`` when the block ends well, removed when not.
+    """Give a temporary path to write; it becomes ``path`` if the block ends well, or goes.
 
     Raises:
         DataError: the disk is full or the folder cannot be written.
@@ -78,7 +78,7 @@ def whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """As :func:`whole`, for a folder of files; an older folder of that name is replaced."""
+    """Do as :func:`whole`, for a folder of files; an older folder of that name is replaced."""
     path = Path(path)
     partial = _partial(path, os.getpid())
     try:
@@ -178,14 +178,14 @@ def load_json(path: str | os.PathLike[str]) -> Any:
 
 
 def save_sealed(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
-    """As :func:`save_json`, for what steps read and people do not edit."""
+    """Do as :func:`save_json`, for what steps read and people do not edit."""
     with whole(path) as partial:
         partial.write_text(_json(value | {"checksum": UNSEALED}), encoding="utf-8")
         seal(partial)
 
 
 def load_sealed(path: str | os.PathLike[str], folder: Path | None = None) -> dict[str, Any]:
-    """What :func:`save_sealed` wrote; arguments and errors are those of :func:`check`."""
+    """Return what :func:`save_sealed` wrote; arguments and errors are those of :func:`check`."""
     check(path, folder)
     value: dict[str, Any] = load_json(path)
     del value["checksum"]
@@ -194,8 +194,8 @@ def load_sealed(path: str | os.PathLike[str], folder: Path | None = None) -> dic
 
 def save_checksums(folder: Path) -> None:
     """Write :data:`CHECKSUMS` of a folder whose files are not of our making."""
-    found = {path.name: sha256(path) for path in folder.iterdir() if path.name != CHECKSUMS}
-    save_sealed(folder / CHECKSUMS, {"files": found})
+    hashes = {path.name: sha256(path) for path in folder.iterdir() if path.name != CHECKSUMS}
+    save_sealed(folder / CHECKSUMS, {"files": hashes})
 
 
 def check_folder(folder: Path, ignored: Iterable[str] = ()) -> None:
@@ -216,6 +216,6 @@ def check_folder(folder: Path, ignored: Iterable[str] = ()) -> None:
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
-    """Hex digest of a file's bytes."""
+    """Return hex digest of a file's bytes."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

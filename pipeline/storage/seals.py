@@ -26,7 +26,7 @@ LONGEST_HEADER = 100_000_000
 
 
 def _find_seal(file: BinaryIO) -> tuple[int, bytes]:
-    """Where a file's seal is, and what it says.
+    """Return where a file's seal is, and what it says.
 
     Raises:
         ValueError: it has none.
@@ -44,14 +44,14 @@ def _find_seal(file: BinaryIO) -> tuple[int, bytes]:
     else:
         first = len(start)
         header = file.read(min(int.from_bytes(start, "little"), LONGEST_HEADER, size))
-    found = list(re.finditer(rb"%s([0-9a-f]{64})" % SEAL.encode(), header))
-    if len(found) != 1:
+    seals = list(re.finditer(rb"%s([0-9a-f]{64})" % SEAL.encode(), header))
+    if len(seals) != 1:
         raise ValueError("it was cut off, or is no file that this project wrote")
-    return first + found[0].start(1), found[0][1]
+    return first + seals[0].start(1), seals[0][1]
 
 
 def _digest(file: BinaryIO, place: int) -> bytes:
-    """SHA-256 of a file whose seal is at ``place``, in hex."""
+    """Return SHA-256 of a file whose seal is at ``place``, in hex."""
     file.seek(0)
     begun = hashlib.sha256(file.read(place) + 64 * b"0")
     file.seek(place + 64)
@@ -119,5 +119,5 @@ def discard_marked(root: Path) -> None:
 
 
 def missing(path: str | os.PathLike[str]) -> DataError:
-    """The error of a file that is not there."""
+    """Return the error of a file that is not there."""
     return DataError(f"{path} does not exist; run the step that makes it.")

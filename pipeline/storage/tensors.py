@@ -22,7 +22,7 @@ from .seals import UNSEALED, check, seal
 
 @contextmanager
 def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """The library reports a full disk as an error of its own; say which file it was."""
+    """Say which file it was where the library reports a full disk as an error of its own."""
     try:
         yield
     except SafetensorError as error:
@@ -51,7 +51,7 @@ Form = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 def tensor_bytes(form: Form) -> int:
-    """Bytes that tensors take."""
+    """Return bytes that tensors take."""
     return sum(dtype.itemsize * math.prod(shape) for dtype, shape in form.values())
 
 
@@ -59,7 +59,7 @@ def tensor_bytes(form: Form) -> int:
 def create_tensors(
     path: Path, form: Form, kind: str, **header: Any
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """A safetensors file on disk to be filled piece by piece: name to a memory-mapped tensor.
+    """Make a safetensors file to fill piece by piece: name to a memory-mapped tensor.
 
     The whole file is allocated first, so that a full disk is an error here and not a crash later,
     and sealed at the end: its tensors must not change after. Not renamed on its own: use within
@@ -114,15 +114,17 @@ def open_tensors(
 
 
 def checksum_of(handle: Any) -> str:
-    """The seal of a file opened by :func:`open_tensors`: of another content it is another."""
-    found: str = json.loads(handle.metadata()["less"])["checksum"]
-    return found
+    """Return the seal of a file opened by :func:`open_tensors`: of another content it is
+    another.
+    """
+    checksum: str = json.loads(handle.metadata()["less"])["checksum"]
+    return checksum
 
 
 def load_tensors(
     path: str | os.PathLike[str], kind: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """All tensors of a file of ``kind``, and its header; raises as :func:`open_tensors`."""
+    """Return all tensors of a file of ``kind``, and its header; raises as :func:`open_tensors`."""
     with open_tensors(path, kind) as (handle, header):
         names: list[str] = handle.keys()
         return {name: handle.get_tensor(name) for name in names}, header

@@ -55,13 +55,15 @@ class Pair(NamedTuple):
 
 
 def load_documents(spec: Spec, file: Path | None = None) -> list[Document]:
-    """The texts of a data set, in its order; raises as :func:`load_rows`."""
+    """Return the texts of a data set, in its order; raises as :func:`load_rows`."""
     field = spec.get("field", "text")
     return [Document(name, _field(row, field, spec)) for name, row in _named_rows(spec, file)]
 
 
 def load_pairs(spec: Spec, file: Path | None = None) -> list[Pair]:
-    """The document–summary pairs of a data set, in its order; raises as :func:`load_rows`."""
+    """Return the document–summary pairs of a data set, in its order; raises as
+    :func:`load_rows`.
+    """
     document, summary = (spec.get(f"{x}_field", x) for x in ("document", "summary"))
     return [
         Pair(name, _field(row, document, spec), _field(row, summary, spec))
@@ -70,7 +72,7 @@ def load_pairs(spec: Spec, file: Path | None = None) -> list[Pair]:
 
 
 def load_rows(spec: Spec, file: Path | None = None) -> list[Row]:
-    """The rows of a data set.
+    """Return the rows of a data set.
 
     Args:
         spec: what to read, see the module's documentation.
@@ -84,7 +86,9 @@ def load_rows(spec: Spec, file: Path | None = None) -> list[Row]:
 
 
 def _named_rows(spec: Spec, file: Path | None) -> list[tuple[str, Row]]:
-    """As :func:`load_rows`, with a name for each, the same whichever ``documents`` are wanted."""
+    """Do as :func:`load_rows`, with a name for each, the same whichever ``documents`` are
+    wanted.
+    """
     source = _key(spec, "source")
     if source not in READERS:
         raise unknown("data source", source, READERS)
@@ -96,36 +100,40 @@ def _named_rows(spec: Spec, file: Path | None) -> list[tuple[str, Row]]:
 
 
 def _name(spec: Spec) -> str:
-    """What to call a data set in a message."""
+    """Return what to call a data set in a message."""
     parts = (spec.get(key) for key in ("source", "path", "name", "split"))
     return " ".join(str(part) for part in parts if part is not None)
 
 
 def _key(spec: Spec, key: str) -> Any:
-    """A key that ``spec`` must have."""
+    """Return a key that ``spec`` must have."""
     if key not in spec:
         raise ConfigError(f"data set '{_name(spec)}' needs '{key}'.")
     return spec[key]
 
 
 def _ids(rows: Sequence[Row]) -> list[str]:
-    """A name for each row, no two alike: its id or else its place, and both where an id repeats."""
-    found: dict[str, None] = {}
+    """Return a name for each row, no two alike: its id or else its place, and both where an id
+    repeats.
+    """
+    names: dict[str, None] = {}
     for place, row in enumerate(rows):
         name = str(place if row.get("id") is None else row["id"])
-        found[name if name not in found else f"{name} (row {place})"] = None
-    return list(found)
+        names[name if name not in names else f"{name} (row {place})"] = None
+    return list(names)
 
 
 def _field(row: Row, field: str, spec: Spec) -> str:
-    """The text in ``field`` of a row."""
+    """Return the text in ``field`` of a row."""
     if not isinstance(row.get(field), str):
         raise DataError(f"{_name(spec)} has no text in '{field}'; its fields: {', '.join(row)}.")
     return row[field]  # type: ignore[no-any-return]
 
 
 def _aclsum(spec: Spec, file: Path | None) -> Iterator[Row]:
-    """Whole papers (title, abstract, paragraphs), and what their summaries were written from."""
+    """Yield whole papers (title, abstract, paragraphs), and what their summaries were written
+    from.
+    """
     split = _key(spec, "split")
     if split not in ACLSUM_SPLITS:
         raise unknown("split of aclsum", split, ACLSUM_SPLITS)
@@ -149,7 +157,9 @@ def _aclsum(spec: Spec, file: Path | None) -> Iterator[Row]:
 
 
 def _wikipedia_sample(spec: Spec, file: Path | None) -> Iterator[Row]:
-    """Articles of the dump in its order, without redirects, stubs and pages about Wikipedia."""
+    """Yield articles of the dump in its order, without redirects, stubs and pages about
+    Wikipedia.
+    """
     with bz2.open(checked("gensim", file)) as dump:
         for title, markup in articles(dump):
             text = plain_text(markup)
@@ -158,7 +168,7 @@ def _wikipedia_sample(spec: Spec, file: Path | None) -> Iterator[Row]:
 
 
 def _jsonl(spec: Spec, file: Path | None) -> Iterator[Row]:
-    """Rows of a local file."""
+    """Yield rows of a local file."""
     return _read_jsonl(file or Path(_key(spec, "path")))
 
 
@@ -177,7 +187,7 @@ def _read_jsonl(path: Path) -> Iterator[Row]:
 
 
 def _hub(spec: Spec, file: Path | None) -> Iterator[Row]:
-    """Rows of a hub data set, or of its local copy."""
+    """Yield rows of a hub data set, or of its local copy."""
     if file is not None:
         yield from _read_jsonl(file)
         return

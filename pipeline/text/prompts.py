@@ -36,12 +36,12 @@ class Template:
     stop: str
 
     def demonstration(self, document: str, summary: str) -> str:
-        """A solved example."""
+        """Return a solved example."""
         head, _, tail = self.text.partition("{summary}")
         return self._fill(head, document) + summary.strip() + tail
 
     def question(self, document: str) -> str:
-        """The same up to the summary, which the model is to write."""
+        """Return the same up to the summary, which the model is to write."""
         return self._fill(self.text.partition("{summary}")[0], document)
 
     @staticmethod
@@ -52,13 +52,13 @@ class Template:
 
 @cache
 def templates() -> Mapping[str, Template]:
-    """Every template by name."""
+    """Return every template by name."""
     text = files(resources).joinpath("prompts.yaml").read_text("utf-8")
     return {name: Template(**fields) for name, fields in yaml.safe_load(text).items()}
 
 
 def get_template(name: str) -> Template:
-    """The template of that name.
+    """Return the template of that name.
 
     Raises:
         ConfigError: there is none.
@@ -89,7 +89,7 @@ class Sample:
     seed: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it as plain data."""
         return asdict(self)
 
 
@@ -105,7 +105,8 @@ def choose_samples(
     pool: Sequence[Pair] = (),
     cut: tuple[int, int] | None = None,
 ) -> tuple[list[Sample], list[str]]:
-    """``count`` prompts of at most ``room`` tokens, and ids of the documents that did not fit.
+    """Return ``count`` prompts of at most ``room`` tokens, and ids of the documents that did not
+    fit.
 
     Nothing is truncated but by ``cut``. The order of documents and the seed of each depend on
     ``seed`` and its id alone, so fewer samples are a prefix of more. By that seed demonstrations
@@ -168,7 +169,7 @@ def choose_samples(
 def _cut(
     pair: Pair, template: Template, length: Callable[[str], int], tokens: int, longest: int
 ) -> Pair | None:
-    """The pair with its document cut to what fits, None where that would not shorten it."""
+    """Return the pair with its document cut to what fits, None where that would not shorten it."""
     words = pair.document.split()
     if length(template.question(pair.document)) <= longest:
         return None

@@ -10,7 +10,7 @@ ROUGE: dict[str, str] = {"rouge1": "Rouge-1", "rouge2": "Rouge-2", "rougeL": "Ro
 
 
 def rouge(text: str, reference: str) -> dict[str, float]:
-    """Rouge-1, -2 and -L F1 in percent; zero for an empty text.
+    """Return Rouge-1, -2 and -L F1 in percent; zero for an empty text.
 
     Without stemming, as in the script of the paper's release. That script uses another package,
     `rouge`, which keeps case and punctuation, counts an n-gram once however often it occurs, and

@@ -21,7 +21,7 @@ TABLE_LINES = ("{|", "|", "!")
 
 
 def articles(dump: Any) -> Iterator[tuple[str, str]]:
-    """(title, markup) of the articles in a MediaWiki export."""
+    """Yield (title, markup) of the articles in a MediaWiki export."""
     for _, page in ElementTree.iterparse(dump):
         if page.tag.endswith("}page"):
             redirect = page.find("{*}redirect") is not None
@@ -32,7 +32,9 @@ def articles(dump: Any) -> Iterator[tuple[str, str]]:
 
 
 def plain_text(markup: str) -> str:
-    """The prose of a wiki page: no tables, notes, pictures, categories, end matter or markup."""
+    """Return the prose of a wiki page: no tables, notes, pictures, categories, end matter or
+    markup.
+    """
     import mwparserfromhell
     from mwparserfromhell.nodes import Node, Tag, Wikilink
     from mwparserfromhell.wikicode import Wikicode

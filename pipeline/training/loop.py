@@ -51,7 +51,7 @@ def loss_of(
     prepared: Prepared, index: torch.Tensor, kernel: TrainableKernel | None, start: int = 0,
     stride: int = 1,
 ) -> torch.Tensor:  # fmt: skip
-    """Mean squared error after the output projection, over sequences ``index`` (B,).
+    """Return mean squared error after the output projection, over sequences ``index`` (B,).
 
     Over all rows, or those from ``start`` on that are ``stride`` apart. Without a kernel, the
     sparse policy's own.
@@ -95,7 +95,9 @@ class Epoch:
 def _batches(
     indices: list[int], size: int, stride: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, int]]:
-    """Shuffled batches of sequence indices, and the row below ``stride`` that each starts from."""
+    """Yield shuffled batches of sequence indices, and the row below ``stride`` that each starts
+    from.
+    """
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.tensor(indices)[torch.randperm(len(indices), generator=generator)]
     for place in range(0, len(indices), size):
@@ -104,7 +106,9 @@ def _batches(
 
 
 def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """(training, validation) sequence indices: a seeded permutation, at least one for each."""
+    """Return (training, validation) sequence indices: a seeded permutation, at least one for
+    each.
+    """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = min(max(round(count * share), 1), count - 1)
     return sorted(order[held_out:]), sorted(order[:held_out])
@@ -112,7 +116,7 @@ def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
 
 @torch.no_grad()
 def evaluate(prepared: Prepared, indices: list[int], kernel: TrainableKernel | None) -> float:
-    """Mean loss over sequences, one at a time."""
+    """Return mean loss over sequences, one at a time."""
     losses = [loss_of(prepared, torch.tensor([i]), kernel) for i in indices]
     return float(torch.stack(losses).mean())
 

@@ -12,12 +12,12 @@ from ..errors import ConfigError
 
 
 def as_boolean(mask: torch.Tensor) -> torch.Tensor:
-    """An attention mask as True where visible; additive masks are 0 there."""
+    """Return an attention mask as True where visible; additive masks are 0 there."""
     return mask if mask.dtype == torch.bool else mask > -1
 
 
 def pads_right(mask: torch.Tensor) -> bool:
-    """Whether a mask (B, 1, 1 or S, S), True where visible, hides no more than later keys and
+    """Tell whether a mask (B, 1, 1 or S, S), True where visible, hides no more than later keys and
     the last keys of a row."""
     real = mask[..., -1:, :]  # of the last query, which no later key is hidden from
     last = (real[..., 1:] <= real[..., :-1]).all() & real[..., 0].all()
@@ -29,7 +29,8 @@ def pads_right(mask: torch.Tensor) -> bool:
 def expanded_mask(
     mask: torch.Tensor | None, queries: int, keys: int, device: torch.device
 ) -> torch.Tensor | None:
-    """What :func:`less_mask` leaves implicit, for plain attention of the last ``queries`` tokens.
+    """Return what :func:`less_mask` leaves implicit, for plain attention of the last ``queries``
+    tokens.
 
     None where ``is_causal`` says everything.
     """
@@ -52,7 +53,8 @@ def less_mask(
     local_size: int | None = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """The library's mask signature, without a queries x keys tensor where the mask is causal.
+    """Return the library's mask signature, without a queries x keys tensor where the mask is
+    causal.
 
     Returns:
         Which keys are real, bool (B, 1, 1, keys), or None if all are; causality is implied. The
@@ -76,7 +78,7 @@ def less_mask(
 
 
 def left_padding(mask: torch.Tensor, length: int) -> torch.Tensor:
-    """How many of the first tokens are padding, (B,), from a mask (B, 1, 1, length).
+    """Return how many of the first tokens are padding, (B,), from a mask (B, 1, 1, length).
 
     Raises:
         ConfigError: the mask hides anything else.

@@ -57,7 +57,7 @@ HUB_DUPLICATES = ["*/*", "consolidated*"]
 def load_model(
     source: Weights, dtype: str | torch.dtype = "float32", device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
-    """A frozen causal language model in evaluation mode.
+    """Return a frozen causal language model in evaluation mode.
 
     Args:
         source: weights as in config, or just a folder or hub id.
@@ -83,7 +83,7 @@ def load_model(
 
 
 def load_tokenizer(source: Weights) -> PreTrainedTokenizerBase:
-    """The tokenizer that goes with ``source``; raises as :func:`load_model`."""
+    """Return the tokenizer that goes with ``source``; raises as :func:`load_model`."""
     source = _mapping(source)
     return byte_tokenizer() if _kind(source) == "random" else _from_folder(AutoTokenizer, source)
 
@@ -111,7 +111,7 @@ def materialise(weights: Weights, out: Path, package: Path | None = None) -> Non
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer that needs no files: one token a byte, and one for the end of a text."""
+    """Return a tokenizer that needs no files: one token a byte, and one for the end of a text."""
     vocabulary = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = Tokenizer(BPE(vocabulary, merges=[]))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
@@ -126,7 +126,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _mapping(source: Weights) -> Mapping[str, Any]:
-    """``source`` as config would write it."""
+    """Return ``source`` as config would write it."""
     if isinstance(source, str) and not Path(source).is_dir():
         return {"hub": source}
     if isinstance(source, str | os.PathLike):
@@ -135,7 +135,7 @@ def _mapping(source: Weights) -> Mapping[str, Any]:
 
 
 def _kind(source: Mapping[str, Any]) -> str:
-    """Which of the kinds of weights ``source`` is."""
+    """Return which of the kinds of weights ``source`` is."""
     kinds = [key for key in MAKERS if key in source]
     if len(kinds) != 1:
         raise ConfigError(
@@ -145,7 +145,7 @@ def _kind(source: Mapping[str, Any]) -> str:
 
 
 def _folder(source: Mapping[str, Any]) -> Path:
-    """The folder that ``source`` names, downloaded to the hub's cache if it must be.
+    """Return the folder that ``source`` names, downloaded to the hub's cache if it must be.
 
     Raises:
         ConfigError: a package, whose file is converted first.
@@ -166,7 +166,7 @@ def _folder(source: Mapping[str, Any]) -> Path:
 
 
 def _snapshot(source: Mapping[str, Any]) -> Path:
-    """The hub cache's folder of a model, downloaded if it is not there."""
+    """Return the hub cache's folder of a model, downloaded if it is not there."""
     code = ["*.py"] if source.get("trust_remote_code", False) else []
 
     def attempt(number: int) -> Path:
@@ -208,7 +208,7 @@ def _from_folder(auto: Any, source: Mapping[str, Any], **options: Any) -> Any:
 def _random_model(
     source: Mapping[str, Any], dtype: torch.dtype, device: str | torch.device
 ) -> PreTrainedModel:
-    """A model of the given shape, with the library's initialisation from a seed."""
+    """Return a model of the given shape, with the library's initialisation from a seed."""
     devices = [] if torch.device(device).type == "cpu" else [device]
     try:
         config = _random_config(source["random"])
@@ -222,7 +222,7 @@ def _random_model(
 
 
 def _random_config(fields: Mapping[str, Any]) -> PreTrainedConfig:
-    """The library's config of an architecture, with the vocabulary of the byte tokenizer."""
+    """Return the library's config of an architecture, with the vocabulary of the byte tokenizer."""
     tokenizer = byte_tokenizer()
     end = tokenizer.eos_token_id
     fields = {

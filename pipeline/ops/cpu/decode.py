@@ -25,7 +25,7 @@ from .sums import copy, dot, exp, fill
 
 @jit
 def _read(queries, keys, values, count, scale, weight, ones, row, mass, out, lse):  # type: ignore[no-untyped-def]
-    """Queries (N, D) of one key/value head over ``count`` slots.
+    """Attend with queries (N, D) of one key/value head over ``count`` slots.
 
     Fills ``out`` (N, D) and ``lse`` (N,), adds the probabilities to ``mass``; ``weight`` (N, >=
     count) and ``row`` (D,) are scratch, ``ones`` (>= count,) is of ones.
@@ -64,7 +64,7 @@ def _decode_set(  # type: ignore[no-untyped-def]
     b, u, q, k, v, keys, values, positions, scores, free, first, sink, recent, budget, decay, scale,
     out, lse, read_queries, gone_keys, gone_values, gone,
 ):  # fmt: skip
-    """:func:`_decode` of index set ``u`` of sequence ``b``."""
+    """Do :func:`_decode` for index set ``u`` of sequence ``b``."""
     groups, rep, length, size = q.shape[1:]
     shared = groups // positions.shape[1]
     held = range(u * shared, (u + 1) * shared)
@@ -142,7 +142,7 @@ def _decode(  # type: ignore[no-untyped-def]
 
 @jit
 def _needed(heads, groups, first, budget, gone):  # type: ignore[no-untyped-def]
-    """Which maps, those of queries first: if any sequence has a memory; if any pair is evicted."""
+    """Tell which maps are: of queries if any sequence has a memory, of keys if any is evicted."""
     memory = evicted = False
     for b in range(first.shape[0]):
         memory |= first[b] > budget
@@ -158,7 +158,7 @@ def _needed(heads, groups, first, budget, gone):  # type: ignore[no-untyped-def]
 def _correct_group(  # type: ignore[no-untyped-def]
     b, g, out, lse, features, v, gone, H, z, first, budget, epsilon
 ):
-    """``correct_token`` of key/value head ``g`` of sequence ``b``, given all features."""
+    """Do :func:`correct_token` for key/value head ``g`` of sequence ``b``, given all features."""
     heads, size = out.shape[1], out.shape[3]
     groups, rank = z.shape[1:]
     rep = heads // groups
@@ -195,7 +195,7 @@ def _correct_group(  # type: ignore[no-untyped-def]
 def correct_token(  # type: ignore[no-untyped-def]
     out, lse, rows, w1, w2, last, v, gone, H, z, first, budget, epsilon
 ):
-    """One token, in place: ``out`` (B, H, 1, D) is corrected, then H and z take the pair in.
+    """Correct one token's ``out`` (B, H, 1, D) in place; then H and z take the pair in.
 
     ``rows`` (H + G, B, D) holds the queries, then the evicted keys, as the maps read them.
     """

@@ -22,7 +22,7 @@ from numba.core import caching
 
 
 def cache_folder(sources: Path, wanted: str = "") -> Path:
-    """Where compiled loops are kept: a folder named by a hash of the code in ``sources``.
+    """Return where compiled loops are kept: a folder named by a hash of the code in ``sources``.
 
     Args:
         wanted: a folder the user chose (NUMBA_CACHE_DIR); by default the sources' own
@@ -87,5 +87,5 @@ def jit(function: Any) -> Any:
 
 
 def parallel(function: Any) -> Any:
-    """As :func:`jit`; its ``prange`` loops are shared between threads."""
+    """Do as :func:`jit`; its ``prange`` loops are shared between threads."""
     return _compiled(function, parallel=True)

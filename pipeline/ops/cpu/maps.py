@@ -19,7 +19,7 @@ PIECE = 8
 
 
 def widen(x: Any) -> Any:
-    """A stored number as float32; bfloat16 is stored as uint16, float16 as int16."""
+    """Return a stored number as float32; bfloat16 is stored as uint16, float16 as int16."""
 
 
 @overload(widen, inline="always")
@@ -43,7 +43,7 @@ def widen_of(x):  # type: ignore[no-untyped-def]
 
 @jit
 def _features_of(map, start, rows, w1, w2, last, out):  # type: ignore[no-untyped-def]
-    """:func:`feature_scan` by one map, of a piece of the sequences."""
+    """Do :func:`feature_scan` for one map and a piece of the sequences."""
     batch, size = rows.shape[1:]
     width, rank = w2.shape[1:]
     count = min(PIECE, batch - start)
@@ -70,7 +70,7 @@ def _features_of(map, start, rows, w1, w2, last, out):  # type: ignore[no-untype
 
 @parallel
 def feature_scan(rows, w1, w2, last, needed, out):  # type: ignore[no-untyped-def]
-    """Features ``out`` (A, B, R) of ``rows`` (A, B, D) by those of A maps that are ``needed``.
+    """Fill ``out`` (A, B, R): features of ``rows`` (A, B, D) by those of A maps ``needed``.
 
     Weights as :class:`pipeline.ops.packed.PackedKernel` holds them.
     """
@@ -82,7 +82,7 @@ def feature_scan(rows, w1, w2, last, needed, out):  # type: ignore[no-untyped-de
 
 
 def as_bits(x: torch.Tensor) -> np.ndarray:
-    """A view as numpy; half types as bit patterns (:func:`widen`)."""
+    """Return a view as numpy; half types as bit patterns (:func:`widen`)."""
     x = x.detach()  # a caller may track gradients; none flows through a cache
     if x.dtype == torch.bfloat16:
         return x.view(torch.uint16).numpy()
@@ -92,7 +92,9 @@ def as_bits(x: torch.Tensor) -> np.ndarray:
 
 
 def features(kernel: PackedKernel, rows: torch.Tensor) -> torch.Tensor:
-    """Float32 features (A, B, R) of rows (A, B, D), one a map and sequence, as a step has them."""
+    """Return float32 features (A, B, R) of rows (A, B, D), one a map and sequence, as a step has
+    them.
+    """
     maps, batch, _ = rows.shape
     out = torch.empty(maps, batch, kernel.w2.shape[-1])
     feature_scan(

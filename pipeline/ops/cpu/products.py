@@ -21,7 +21,7 @@ LINE = 64
 
 
 def _from_bfloat16(builder: Any, bits: Any) -> Any:
-    """Bit patterns of bfloat16 as float32: the upper half of its bits."""
+    """Return bit patterns of bfloat16 as float32: the upper half of its bits."""
     lanes = bits.type.count
     wide = builder.zext(bits, ir.VectorType(ir.IntType(32), lanes))
     upper = builder.shl(wide, ir.Constant(wide.type, [16] * lanes))
@@ -29,7 +29,7 @@ def _from_bfloat16(builder: Any, bits: Any) -> Any:
 
 
 def _from_float16(builder: Any, bits: Any) -> Any:
-    """Bit patterns of finite float16 as float32.
+    """Return bit patterns of finite float16 as float32.
 
     Exponent and mantissa moved to float32's places are 2^-112 times too small.
     """
@@ -47,7 +47,7 @@ def _from_float16(builder: Any, bits: Any) -> Any:
 
 
 def _prefetch(builder: Any, address: Any) -> None:
-    """Have the line at ``address`` come from memory, without waiting for it."""
+    """Fetch the line at ``address`` from memory, without waiting for it."""
     word, byte = ir.IntType(32), ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
@@ -63,11 +63,13 @@ WIDEN = {
 
 
 def _tile(rows: int, vectors: int, lanes: int) -> Any:
-    """``rows`` times ``vectors * lanes`` numbers of a product, summed up in registers."""
+    """Return ``rows`` times ``vectors * lanes`` numbers of a product, summed up in registers."""
 
     @intrinsic
     def tile(typing_context, x, first, w, column, out):  # type: ignore[no-untyped-def]
-        """out[first + n, column + i] = sum over d of x[first + n, d] * w[d, column + i]."""
+        """Set out[first + n, column + i] to the sum over d of x[first + n, d] * w[d, column +
+        i].
+        """
         for array, kinds in ((x, [types.float32]), (w, WIDEN), (out, [types.float32])):
             if (array.ndim, array.layout) != (2, "C") or array.dtype not in kinds:
                 raise TypingError(f"a product takes contiguous matrices, not {array}.")
@@ -131,7 +133,7 @@ _row_single = _tile(1, 1, 1)
 
 @jit
 def product(x, w, count, out):  # type: ignore[no-untyped-def]
-    """``out`` (N, M) = ``x`` (N, D) ``w`` (D, M) of the first ``count`` rows, float32.
+    """Fill ``out`` (N, M) = ``x`` (N, D) ``w`` (D, M) in its first ``count`` rows, float32.
 
     All are contiguous; ``w`` is float32, bfloat16 as uint16 or finite float16 as int16.
     """

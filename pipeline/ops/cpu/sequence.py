@@ -25,7 +25,7 @@ LANES = 32
 
 @jit
 def _largest(rows, n, lanes):  # type: ignore[no-untyped-def]
-    """The largest number of row ``n``, in whole vectors of the length of ``lanes`` (scratch)."""
+    """Return the largest number of row ``n``, in whole vectors as long as ``lanes`` (scratch)."""
     fill(lanes, np.float32(-np.inf))
     for first in range(0, rows.shape[1], lanes.shape[0]):
         for i in range(lanes.shape[0]):
@@ -38,7 +38,7 @@ def _largest(rows, n, lanes):  # type: ignore[no-untyped-def]
 
 @jit
 def _scratch(rows, size, slots):  # type: ignore[no-untyped-def]
-    """What :func:`_attend` works in: queries, weights, outputs, a vector's lanes and ones."""
+    """Allocate what :func:`_attend` works in: queries, weights, outputs, lanes and ones."""
     return (
         np.empty((rows, size), np.float32), np.empty((rows, slots), np.float32),
         np.empty((rows, size), np.float32), np.empty(LANES, np.float32),
@@ -48,7 +48,7 @@ def _scratch(rows, size, slots):  # type: ignore[no-untyped-def]
 
 @jit
 def _attend(q, keys, values, count, scale, scratch, mass, out, lse):  # type: ignore[no-untyped-def]
-    """The queries ``q`` (N, D) of a group at one position over the first ``count`` slots.
+    """Attend with queries ``q`` (N, D) of a group at one position over ``count`` slots.
 
     Fills ``out`` (N, D) and the log-sum-exp of the logits ``lse`` (N,); adds the probabilities to
     ``mass`` (C,).
@@ -83,13 +83,13 @@ def _attend(q, keys, values, count, scale, scratch, mass, out, lse):  # type: ig
 
 @jit
 def _padded(slots):  # type: ignore[no-untyped-def]
-    """The length of arrays that hold ``slots`` slots: whole vectors."""
+    """Return the length of arrays that hold ``slots`` slots: whole vectors."""
     return (slots + LANES - 1) // LANES * LANES
 
 
 @jit
 def victim(position, score, count, query, sink, recent):  # type: ignore[no-untyped-def]
-    """The slot to evict: lowest score among neither sink nor recent, lowest position among ties."""
+    """Return the slot to evict: of lowest score, neither sink nor recent; of ties, the oldest."""
     best = -1
     for c in range(count):
         if position[c] < sink or position[c] > query - recent:
@@ -107,7 +107,7 @@ def victim(position, score, count, query, sink, recent):  # type: ignore[no-unty
 def _bounded_set(  # type: ignore[no-untyped-def]
     u, q, k, v, kept, kept_score, prompt, sink, recent, budget, decay, scale, evicted_at, out, lse
 ):
-    """:func:`_bounded_scan` of index set ``u``."""
+    """Do :func:`_bounded_scan` for index set ``u``."""
     shared, rep, length, size = q.shape[1:]
     start = kept.shape[1]
     slots = _padded(budget + 1)
@@ -150,7 +150,7 @@ def _bounded_set(  # type: ignore[no-untyped-def]
 def _bounded_scan(  # type: ignore[no-untyped-def]
     q, k, v, kept, kept_score, prompt, sink, recent, budget, decay, scale, evicted_at, out, lse
 ):
-    """Queries ``prompt``.. over slots that start with ``kept`` (U, <= budget) positions."""
+    """Read queries ``prompt``.. over slots that start with ``kept`` (U, <= budget) positions."""
     for u in numba.prange(q.shape[0]):
         _bounded_set(
             u, q, k, v, kept, kept_score, prompt, sink, recent, budget, decay, scale, evicted_at,
@@ -160,7 +160,7 @@ def _bounded_scan(  # type: ignore[no-untyped-def]
 
 @jit
 def _row_set(rows, first, position, score, count, sink, recent, budget, decay, evicted_at):  # type: ignore[no-untyped-def]
-    """:func:`_row_scan` of one index set: rows (T, S); the ``count`` of slots afterwards."""
+    """Do :func:`_row_scan` for one index set, rows (T, S); return the ``count`` of slots."""
     for row in range(rows.shape[0]):
         t = first + row
         position[count] = t
@@ -193,7 +193,7 @@ def _row_scan(rows, first, slots, scores, counts, sink, recent, budget, decay, e
 
 @jit
 def _most_visible(evicted_at):  # type: ignore[no-untyped-def]
-    """The most keys that any query sees, given the eviction times (S,) of one index set."""
+    """Return the most keys that any query sees, given eviction times (S,) of one index set."""
     length = evicted_at.shape[0]
     gone = np.zeros(length + 1, np.int32)
     seen = most = 0
@@ -206,7 +206,7 @@ def _most_visible(evicted_at):  # type: ignore[no-untyped-def]
 
 @jit
 def _visible_head(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-untyped-def]
-    """:func:`_visible_scan` of one key/value head: q (N, S, D), k and v (S, D)."""
+    """Do :func:`_visible_scan` for one key/value head: q (N, S, D), k and v (S, D)."""
     rep, length, size = q.shape
     slots = _padded(_most_visible(evicted_at))
     keys = np.zeros((size, slots), np.float32)
@@ -234,7 +234,7 @@ def _visible_head(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-unty
 
 @parallel
 def _visible_scan(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-untyped-def]
-    """Attention of every query over the keys whose eviction time has not come."""
+    """Attend with every query over the keys whose eviction time has not come."""
     sets, shared = q.shape[:2]
     for job in numba.prange(sets * shared):
         u, m = job // shared, job % shared
@@ -248,7 +248,9 @@ def _array(x: torch.Tensor) -> np.ndarray:
 def _probability_rows(
     q: torch.Tensor, k: torch.Tensor, start: int, stop: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Causal probabilities of queries start..stop, (U, M, N, T, stop), and their log-sum-exp."""
+    """Return causal probabilities of queries start..stop, (U, M, N, T, stop), and their
+    log-sum-exp.
+    """
     logits = q[..., start:stop, :] @ k[..., :stop, :].unsqueeze(2).transpose(-1, -2)
     logits *= q.shape[-1] ** -0.5
     future = torch.ones(stop - start, stop, dtype=torch.bool).triu(start + 1)
@@ -260,7 +262,7 @@ def _read_prompt(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor | None, policy: Policy, prompt: int,
     evicted_at: torch.Tensor, out: torch.Tensor | None, lse: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """Full attention over the prompt, in blocks of queries, and the one cut at its end.
+    """Return full attention over the prompt, in blocks of queries, and the one cut at its end.
 
     Fills ``evicted_at``, ``out`` and ``lse`` up to ``prompt``.
 

@@ -74,14 +74,14 @@ _wide, _narrow = _sum_of_products(WIDE), _sum_of_products(NARROW)
 
 @jit
 def copy(source, target):  # type: ignore[no-untyped-def]
-    """``target[:] = source``, both of one axis, which numba takes seconds to compile."""
+    """Set ``target[:] = source``, both of one axis, which numba takes seconds to compile."""
     for i in range(target.shape[0]):
         target[i] = source[i]
 
 
 @jit
 def fill(target, value):  # type: ignore[no-untyped-def]
-    """``target[:] = value``, of one axis."""
+    """Set ``target[:] = value``, of one axis."""
     for i in range(target.shape[0]):
         target[i] = value
 
@@ -98,7 +98,7 @@ def dot(rows, r, b, size):  # type: ignore[no-untyped-def]
 
 @jit
 def exp(x):  # type: ignore[no-untyped-def]
-    """exp of x <= 0 in float32 to 2 units in the last place, in operations that vectorise.
+    """Return exp of x <= 0 in float32 to 2 units in the last place, by vector operations.
 
     2^n times a polynomial on [-ln2/2, ln2/2] (coefficients of Cephes' expf).
     """
@@ -118,7 +118,7 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 @jit
 def gelu(x):  # type: ignore[no-untyped-def]
-    """x Phi(x) in float32, to 2e-7 |x|, in operations that vectorise.
+    """Return x Phi(x) in float32, to 2e-7 |x|, in operations that vectorise.
 
     The error function is that of Abramowitz and Stegun, 7.1.26.
     """

@@ -120,7 +120,7 @@ class Sizes(NamedTuple):
 
 @triton.jit
 def read_state(out, lse, phi, H, z, row, head, epsilon, S):  # type: ignore[no-untyped-def]
-    """:func:`pipeline.ops.low_rank.merge` of one key/value head's queries with its state.
+    """Do :func:`pipeline.ops.low_rank.merge` for one key/value head's queries and its state.
 
     out (N, D), lse (N,), float32; features of query n at phi + row[n] R; state ``head`` of H, z.
     """
@@ -142,7 +142,7 @@ def read_state(out, lse, phi, H, z, row, head, epsilon, S):  # type: ignore[no-u
 
 @triton.jit
 def absorb(H, z, psi, v, head, S):  # type: ignore[no-untyped-def]
-    """H += psi v^T and z += psi of key/value head ``head``, in memory; psi (R,), v (D,)."""
+    """Add psi v^T to H and psi to z of key/value head ``head``, in memory; psi (R,), v (D,)."""
     r, d = tl.arange(0, S.RP), tl.arange(0, S.DP)
     at = (head * S.R + r)[:, None] * S.D + d[None, :]
     inside = (r < S.R)[:, None] & (d < S.D)[None, :]
@@ -153,7 +153,7 @@ def absorb(H, z, psi, v, head, S):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _attend(new, held, scratch, head, part, now, t, length, places, span, parts, scale, S):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Queries of one key/value head over slots ``part * span``..; the new pair takes its slot."""
+    """Attend with queries of one key/value head over slots ``part * span``..; the pair enters."""
     n, d, r = tl.arange(0, S.NP), tl.arange(0, S.DP), tl.arange(0, S.RP)
     wanted, unit, real = (n < S.N)[:, None] & (d < S.D)[None, :], head // S.M, now >= 0
     row, token = (head * S.N + n) * length + t, head * length + t
@@ -200,7 +200,7 @@ def _attend(new, held, scratch, head, part, now, t, length, places, span, parts,
 
 @triton.jit
 def _merge(new, held, scratch, results, head, now, t, length, parts, budget, epsilon, S):  # type: ignore[no-untyped-def]  # fmt: skip
-    """What the parts of one head's queries read, joined with the state if there is one."""
+    """Join what the parts of one head's queries read, with the state if there is one."""
     n, d = tl.arange(0, S.NP), tl.arange(0, S.DP)
     wanted = (n < S.N)[:, None] & (d < S.D)[None, :]
     top = tl.full([S.NP], float("-inf"), tl.float32)
@@ -286,7 +286,7 @@ def evict(held, scratch, unit, now, t, length, places, width, rule, S):  # type:
 
 @triton.jit
 def _choose(held, scratch, results, unit, now, t, length, places, rule, S):  # type: ignore[no-untyped-def]
-    """Eviction and what becomes of the evicted pair, for one index set."""
+    """Evict from one index set, and hand the evicted pair on."""
     d, r = tl.arange(0, S.DP), tl.arange(0, S.RP)
     evicts, victim, oldest = evict(held, scratch, unit, now, t, length, places, 0, rule, S)
     tl.store(results.position + unit * length + t, tl.where(evicts, oldest, -1))
@@ -310,7 +310,7 @@ RUNTIME = ["length", "places", "groups", "parts", "span", "t", "rule", "budget"]
 
 @triton.jit(do_not_specialize=RUNTIME)
 def _read_kernel(new, held, scratch, results, length, places, groups, rule, scale, epsilon, S):  # type: ignore[no-untyped-def]  # fmt: skip
-    """All stages of all tokens, one after another: a program an index set (B U)."""
+    """Run all stages of all tokens, one after another: a program an index set (B U)."""
     unit = tl.program_id(0).to(tl.int64)
     first = tl.load(new.first + unit * S.M // groups).to(tl.int32)
     for t in range(0, length):
@@ -330,7 +330,7 @@ def _read_kernel(new, held, scratch, results, length, places, groups, rule, scal
 
 @triton.jit(do_not_specialize=RUNTIME)
 def _attend_kernel(new, held, scratch, t, length, places, groups, parts, span, scale, S):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Programs (B G, parts)."""
+    """Run :func:`_attend` in programs (B G, parts)."""
     head = tl.program_id(0).to(tl.int64)
     now = tl.load(new.first + head // groups).to(tl.int32) + t
     part = tl.program_id(1)
@@ -339,7 +339,7 @@ def _attend_kernel(new, held, scratch, t, length, places, groups, parts, span, s
 
 @triton.jit(do_not_specialize=RUNTIME)
 def _merge_kernel(new, held, scratch, results, t, length, groups, parts, rule, epsilon, S):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Programs (B G)."""
+    """Run :func:`_merge` in programs (B G)."""
     head = tl.program_id(0).to(tl.int64)
     now = tl.load(new.first + head // groups).to(tl.int32) + t
     _merge(new, held, scratch, results, head, now, t, length, parts, rule.budget, epsilon, S)
@@ -347,7 +347,7 @@ def _merge_kernel(new, held, scratch, results, t, length, groups, parts, rule, e
 
 @triton.jit(do_not_specialize=RUNTIME)
 def _choose_kernel(new, held, scratch, results, t, length, places, groups, rule, S):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Programs (B U)."""
+    """Run :func:`_choose` in programs (B U)."""
     unit = tl.program_id(0).to(tl.int64)
     now = tl.load(new.first + unit * S.M // groups).to(tl.int32) + t
     _choose(held, scratch, results, unit, now, t, length, places, rule, S)
@@ -356,7 +356,9 @@ def _choose_kernel(new, held, scratch, results, t, length, places, groups, rule,
 def _sizes(
     q: torch.Tensor, slots: Slots, scored: bool, state: LowRankState | None
 ) -> tuple[Sizes, int]:
-    """The compile-time sizes, and warps, for queries (B, H, T, D) of these slots and this state."""
+    """Return the compile-time sizes, and warps, for queries (B, H, T, D) of these slots and this
+    state.
+    """
     groups, places, size = slots.keys.shape[1:]
     rep, rank = q.shape[1] // groups, 1 if state is None else state.z.shape[-1]
     exact = q.dtype == torch.float32 and rep > 1
@@ -467,7 +469,7 @@ def step(
 def step_with_features(
     slots: Slots, kept: torch.Tensor, state: LowRankState, new: Tokens, policy: Policy
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`step` of tokens whose features are known: what follows the features."""
+    """Return :func:`step` of tokens whose features are known: what follows the features."""
     new = Tokens(*(None if x is None else x.contiguous() for x in new))  # type: ignore[arg-type]
     q = new.q
     out = q.new_empty(q.shape, dtype=torch.float32)

@@ -38,7 +38,7 @@ LENGTHS = ["length", "chunks"]
 
 @triton.jit
 def _place(chunk, length, REVERSE, CHUNK):  # type: ignore[no-untyped-def]
-    """Positions (CHUNK,) of a chunk, in the order of the sum; beyond the length where it ends."""
+    """Return positions (CHUNK,) of a chunk, in the order of the sum; past the length at its end."""
     i = chunk * CHUNK + tl.arange(0, CHUNK)
     inside = i < length
     if REVERSE:
@@ -53,7 +53,7 @@ def _states_kernel(  # type: ignore[no-untyped-def]
     K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr, VP: tl.constexpr, CHUNK: tl.constexpr,
     REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """States (heads, chunks, K, V) before each chunk: programs (heads, K / KP, V / VP)."""
+    """Sum states (heads, chunks, K, V) before each chunk: programs (heads, K / KP, V / VP)."""
     head = tl.program_id(0).to(tl.int64)
     a, b = tl.program_id(1) * KP + tl.arange(0, KP), tl.program_id(2) * VP + tl.arange(0, VP)
     state = tl.zeros([KP, VP], tl.float32)
@@ -74,7 +74,7 @@ def _outputs_kernel(  # type: ignore[no-untyped-def]
     QUERY: tl.constexpr, KEY: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr,
     VP: tl.constexpr, CHUNK: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Programs (heads, chunks, V / VP); QUERY heads share a head of queries, KEY one of keys."""
+    """Read states in programs (heads, chunks, V / VP); QUERY heads share a query, KEY a key."""
     head, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     b = tl.program_id(2) * VP + tl.arange(0, VP)
     i, inside = _place(chunk, length, REVERSE, CHUNK)
@@ -102,7 +102,7 @@ def _outputs_kernel(  # type: ignore[no-untyped-def]
 def causal(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, reverse: bool = False
 ) -> torch.Tensor:
-    """out_i = sum over j <= i (j >= i where ``reverse``) of (queries_i . keys_j) values_j.
+    """Return out_i = sum over j <= i (j >= i where ``reverse``) of (queries_i . keys_j) values_j.
 
     Args:
         queries: (B, H1, T, K). keys: (B, H2, T, K), values: (B, H2, T, V), float32. Whichever of
@@ -135,13 +135,13 @@ class _LinearAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, phi: torch.Tensor, psi: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        """Phi (B, H, T, R), psi (B, G, T, R), w (B, G, T, D + 1): (B, H, T, D + 1)."""
+        """Return phi (B, H, T, R), psi (B, G, T, R), w (B, G, T, D + 1): (B, H, T, D + 1)."""
         ctx.save_for_backward(phi, psi, w)
         return causal(phi, psi, w)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of phi, psi and w, each where wanted."""
+        """Return gradients of phi, psi and w, each where wanted."""
         phi, psi, w = ctx.saved_tensors
         groups = psi.shape[1]
         wanted = ctx.needs_input_grad
@@ -153,13 +153,15 @@ class _LinearAttention(torch.autograd.Function):
 
 
 def _by_group(x: torch.Tensor, groups: int) -> torch.Tensor:
-    """(B, H, T, K) summed over the heads of each group: (B, G, T, K)."""
+    """Return (B, H, T, K) summed over the heads of each group: (B, G, T, K)."""
     summed: torch.Tensor = x.unflatten(1, (groups, -1)).sum(2)
     return summed
 
 
 def sums(phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Numerator and denominator of :func:`linear_attention` side by side, (B, H, T, D + 1)."""
+    """Return numerator and denominator of :func:`linear_attention` side by side, (B, H, T, D +
+    1).
+    """
     w = torch.cat([v.float(), v.new_ones(*v.shape[:-1], 1, dtype=torch.float32)], dim=-1)
     out: torch.Tensor = _LinearAttention.apply(phi.float(), psi.float(), w)
     return out

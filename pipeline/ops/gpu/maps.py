@@ -21,7 +21,7 @@ SQRT_HALF = tl.constexpr(0.5**0.5)
 
 @triton.jit
 def gelu(x):  # type: ignore[no-untyped-def]
-    """x times the normal distribution function of x."""
+    """Return x times the normal distribution function of x."""
     return 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
 
 
@@ -32,7 +32,7 @@ def _features_kernel(  # type: ignore[no-untyped-def]
     D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Programs (heads + groups, tokens / TP): the heads of q (B, H, T, D), then those of k.
+    """Map in programs (heads + groups, tokens / TP): the heads of q (B, H, T, D), then k's.
 
     ``count`` B T tokens a head. Weights as :class:`~pipeline.ops.packed.PackedKernel` holds them.
     """
@@ -69,7 +69,7 @@ def _features_kernel(  # type: ignore[no-untyped-def]
 def features(
     kernel: PackedKernel | PlainKernel, q: torch.Tensor, k: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(kernel.phi(q), kernel.psi(k)) of as many tokens each; one launch for a packed kernel.
+    """Return (kernel.phi(q), kernel.psi(k)) of as many tokens each; one launch for a packed kernel.
 
     Args:
         q: (B, H, T, D). k: (B, G, T, D).
@@ -82,7 +82,7 @@ def features(
 def packed_features(
     w1: torch.Tensor, w2: torch.Tensor, last: torch.Tensor, q: torch.Tensor, k: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """:func:`features` from the weights that a packed kernel holds."""
+    """Return :func:`features` from the weights that a packed kernel holds."""
     q, k = q.contiguous(), k.contiguous()
     batch, heads, length, size = q.shape
     groups, count = k.shape[1], batch * length

@@ -24,7 +24,7 @@ evict_step = decoding.evict
 
 @triton.jit(do_not_specialize=[*RUNTIME, "first", "width", "total"])
 def _rows_kernel(held, scratch, evicted_at, first, length, places, width, total, rule, S):  # type: ignore[no-untyped-def]  # fmt: skip
-    """Queries ``first``.. with probabilities (U, length, width) given: programs (U).
+    """Evict by given probabilities (U, length, width) of queries ``first``..: programs (U).
 
     Fills ``evicted_at`` (U, total).
     """
@@ -40,7 +40,7 @@ def _rows_kernel(held, scratch, evicted_at, first, length, places, width, total,
 def _start(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, policy: Policy, prompt: int
 ) -> tuple[Slots, torch.Tensor]:
-    """Slots (of U sequences) after a prompt's one cut, and eviction times (U, S) so far."""
+    """Return slots (of U sequences) after a prompt's one cut, and eviction times (U, S) so far."""
     slots = Slots.empty(k, policy)
     evicted_at = torch.full((q.shape[0], q.shape[2]), NEVER, dtype=torch.int32, device=q.device)
     if prompt:
@@ -54,7 +54,9 @@ def _start(
 
 
 def _as_layers(q: torch.Tensor, policy: Policy) -> tuple[torch.Tensor, Policy]:
-    """Index sets (U, M, N, S, D) as U sequences of a layer with M N query heads, pooled over it."""
+    """Return index sets (U, M, N, S, D) as U sequences of a layer with M N query heads, pooled
+    over it.
+    """
     return q.flatten(1, 2), replace(policy, pooling="layer")
 
 
@@ -84,7 +86,7 @@ def bounded_attention(
 
 
 def _record(evicted_at: torch.Tensor, gone: torch.Tensor, first: int) -> None:
-    """Enter positions (U, T) evicted after queries ``first``.., -1 for none, in place."""
+    """Record positions (U, T) evicted after queries ``first``.., -1 for none, in place."""
     times = torch.arange(first + 1, first + 1 + gone.shape[1], device=gone.device)
     times = times.to(torch.int32).expand_as(gone)
     nowhere = evicted_at.shape[1]
@@ -120,7 +122,9 @@ def evict(
 
 
 def _probabilities(q: torch.Tensor, k: torch.Tensor, first: int, stop: int) -> torch.Tensor:
-    """Causal probabilities of queries first..stop summed over heads, (U, T, stop), float32."""
+    """Return causal probabilities of queries first..stop summed over heads, (U, T, stop),
+    float32.
+    """
     keys = k[..., :stop, :].float().unsqueeze(2).transpose(-1, -2)
     logits = q[..., first:stop, :].float() @ keys * q.shape[-1] ** -0.5
     future = torch.ones(stop - first, stop, dtype=torch.bool, device=q.device).triu(first + 1)
@@ -146,7 +150,7 @@ def _sparse_kernel(  # type: ignore[no-untyped-def]
     q, k, v, evicted_at, out, lse, length, shared, rep, scale,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Programs (U M N, S / ROWS)."""
+    """Attend over what is visible in programs (U M N, S / ROWS)."""
     head, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * ROWS
     source = head // rep
     d, i = tl.arange(0, DP), first + tl.arange(0, ROWS)

@@ -19,12 +19,12 @@ NOTHING = tl.constexpr(-1.0e30)
 
 
 def padded(size: int) -> int:
-    """The side of a tile that holds ``size`` numbers: a power of two, 16 at least."""
+    """Return the side of a tile that holds ``size`` numbers: a power of two, 16 at least."""
     return max(SMALLEST, int(triton.next_power_of_2(size)))
 
 
 def rows(count: int) -> int:
-    """As :func:`padded`, but a single row stays single: it is no work for tensor cores."""
+    """Do as :func:`padded`, but a single row stays single: it is no work for tensor cores."""
     return 1 if count == 1 else padded(count)
 
 
@@ -37,7 +37,7 @@ def tuned(configs: list[triton.Config], key: list[str]) -> Any:
 
 @triton.jit
 def dot(a, b):  # type: ignore[no-untyped-def]
-    """a (N, K) times b (K, M), float32. Half types are multiplied as they are, all else in full."""
+    """Multiply a (N, K) by b (K, M) to float32: half types as they are, all else in full."""
     if a.shape[0] == 1:
         return tl.sum(tl.trans(a).to(tl.float32) * b.to(tl.float32), 0)[None, :]
     if a.dtype != b.dtype:
@@ -47,7 +47,7 @@ def dot(a, b):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def weigh(p, v):  # type: ignore[no-untyped-def]
-    """p (N, K), float32, times v (K, M) of any type, float32.
+    """Multiply p (N, K), float32, by v (K, M) of any type, to float32.
 
     Against half types p is split in two halves that together hold it: a rounded p would cost more
     than what is rounded in v, and a second product costs nothing where memory is the limit.

@@ -13,7 +13,7 @@ from ..times import NEVER
 
 
 def causal_logits(q: torch.Tensor, k: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """q k^T / sqrt(d) in float32 with -inf where not visible.
+    """Return q k^T / sqrt(d) in float32 with -inf where not visible.
 
     Args:
         q: (U, M, N, S, D). k: (U, M, S, D). visible: broadcastable to (U, M, N, S, S), bool.
@@ -25,14 +25,17 @@ def causal_logits(q: torch.Tensor, k: torch.Tensor, visible: torch.Tensor) -> to
 
 
 def visible_mask(evicted_at: torch.Tensor) -> torch.Tensor:
-    """(U, S) eviction times to the (U, S, S) boolean mask: key j visible to i iff j <= i < e_j."""
+    """Return (U, S) eviction times to the (U, S, S) boolean mask: key j visible to i iff j <= i <
+    e_j.
+    """
     position = torch.arange(evicted_at.shape[-1], device=evicted_at.device)
     causal = position[None, :] <= position[:, None]
     return causal & (position[:, None] < evicted_at[:, None, :])
 
 
 def keep(score: torch.Tensor, cached: torch.Tensor, query: int, policy: Policy) -> torch.Tensor:
-    """Which cached keys stay after ``query``: (U, S) bool from (U, S) scores and (U, S) bool.
+    """Return which cached keys stay after ``query``: (U, S) bool from (U, S) scores and (U, S)
+    bool.
 
     Evicts the candidates (neither sink nor recent) of lowest score, lowest position first among
     equals, until the budget holds.
@@ -50,7 +53,7 @@ def keep(score: torch.Tensor, cached: torch.Tensor, query: int, policy: Policy) 
 def evict(
     q: torch.Tensor, k: torch.Tensor, policy: Policy, scores: str, prompt: int = 0
 ) -> torch.Tensor:
-    """Eviction times (U, S), int32, by the policy's definition, one query at a time.
+    """Return eviction times (U, S), int32, by the policy's definition, one query at a time.
 
     Args:
         q: (U, M, N, S, D). k: (U, M, S, D).
@@ -79,7 +82,7 @@ def evict(
 def sparse_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, evicted_at: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over what is visible, by an S x S mask.
+    """Return attention over what is visible, by an S x S mask.
 
     Args:
         q: (U, M, N, S, D). k, v: (U, M, S, D). evicted_at: (U, S).
@@ -94,6 +97,8 @@ def sparse_attention(
 def bounded_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, policy: Policy, prompt: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Eviction by cached scores and the attention that goes with it: (evicted_at, out, lse)."""
+    """Return eviction by cached scores and the attention that goes with it: (evicted_at, out,
+    lse).
+    """
     evicted_at = evict(q, k, policy, "cached", prompt)
     return evicted_at, *sparse_attention(q, k, v, evicted_at)
