@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "pipeline"
 FILES = sorted(PACKAGE.rglob("*.py"))
 NO_VERBS = {
     "A", "An", "The", "What", "Whether", "Which", "How", "Where", "When", "Why", "As", "All",
-    "Every", "Each", "One", "Its", "It", "This", "That", "These", "For", "Of", "By", "In", "On", "With", "No",
+    "Every", "Each", "One", "Its", "It", "This", "That", "These", "For", "Of", "By", "In", "On",
+    "With", "No",
     "Rows", "Files", "Tokens", "Bytes", "Seconds", "Number",
 }  # fmt: skip
 

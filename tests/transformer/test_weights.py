@@ -5,17 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.__main__ import main
 from pipeline.attention import attach
 from pipeline.download import packages
 from pipeline.download.packages import get_package
 from pipeline.errors import ConfigError, DamagedError, DataError
 from pipeline.policies import get_policy
-from pipeline.steps import convert, dump
-from pipeline.storage.features import layer_file
+from pipeline.steps import convert
 from pipeline.storage.files import CHECKSUMS, sha256
-from pipeline.storage.tensors import save_tensors
-from pipeline.transformer.interface import attention_layers
 from pipeline.transformer.shape import Shape, model_shape
 from pipeline.transformer.weights import (
     ARCHITECTURES,
@@ -93,26 +89,6 @@ def test_bytes_are_tokens():
     ids = tokenizer("a€", add_special_tokens=False)["input_ids"]
     assert len(ids) == 4
     assert tokenizer.decode(ids) == "a€"
-
-
-@pytest.mark.parametrize(
-    ("architecture", "fields", "kv_heads", "head_dim"),
-    [
-        ("llama", {}, 4, 8),
-        ("llama", {"num_key_value_heads": 2, "head_dim": 16}, 2, 16),
-        ("mistral", {"num_key_value_heads": 2}, 2, 8),
-        ("qwen2", {"num_key_value_heads": 1}, 1, 8),
-        ("gpt_neox", {}, 4, 8),
-        ("falcon", {"multi_query": True}, 1, 8),
-        ("falcon", {"multi_query": False}, 4, 8),
-        ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}, 2, 8),
-    ],
-)
-def test_shapes(architecture, fields, kv_heads, head_dim):
-    if architecture == "mistral":  # whose own head size is not hidden_size / heads
-        fields["head_dim"] = head_dim
-    model = load_model(random_weights(architecture, max_position_embeddings=64, **fields))
-    assert model_shape(model.config) == Shape(2, 4, kv_heads, head_dim, 32, 64)
 
 
 @pytest.mark.parametrize(
@@ -196,30 +172,3 @@ def test_the_packaged_weights_speak_english(downloads, tmp_path):
     with torch.no_grad():
         word = model(**prompt).logits[0, -1].argmax()
     assert tokenizer.decode(word) == " Paris"
-
-
-def test_dumping_some_layers_runs_no_later_ones(tmp_path, monkeypatch):
-    """And gives the bytes of dumping all."""
-    model = tmp_path / "model"
-    materialise(random_weights(num_hidden_layers=3), model)
-    tokens = torch.arange(3 * 16, dtype=torch.int32).reshape(3, 16)
-    save_tensors(tmp_path / "samples", {"tokens": tokens}, "samples")
-    ran = []
-
-    def watched(*args):
-        loaded = load_model(*args)
-        for index, layer in enumerate(attention_layers(loaded)):
-            layer.register_forward_pre_hook(lambda *_, index=index: ran.append(index))
-        return loaded
-
-    monkeypatch.setattr(dump, "load_model", watched)
-    for start, stop in ((0, 3), (0, 1), (1, 2)):
-        ran.clear()
-        words = ["--model", str(model), "--samples", str(tmp_path / "samples"), "--layers"]
-        out = tmp_path / f"{start}-{stop}"
-        assert main(["dump", *words, str(start), str(stop), "--out", str(out)]) == 0
-        assert set(ran) == set(range(stop))
-        assert len(ran) == 2 * stop  # two batches
-        for layer in range(start, stop):
-            expected = layer_file(tmp_path / "0-3", layer).read_bytes()
-            assert layer_file(out, layer).read_bytes() == expected
