@@ -283,6 +283,8 @@ class LessCache(Cache):
             unknown ``prefill``.
     """
 
+    layers: list[LessLayer]  # type: ignore[assignment]  # to the library, of any class
+
     def __init__(
         self,
         config: PreTrainedConfig,
@@ -340,7 +342,7 @@ class LessCache(Cache):
     def rewind(self) -> None:
         """See :meth:`LessLayer.rewind`."""
         for layer in self.layers:
-            layer.rewind()  # type: ignore[union-attr]
+            layer.rewind()
 
     def memory(self) -> dict[str, int]:
         """Return bytes held by all layers, by part.
@@ -348,7 +350,7 @@ class LessCache(Cache):
         They are slots (keys, values), scores (and positions), state (H, z), and features, psi of
         each slot's pair, where a backend keeps them.
         """
-        layers = [layer.memory() for layer in self.layers]  # type: ignore[union-attr]
+        layers = [layer.memory() for layer in self.layers]
         return {part: sum(layer[part] for layer in layers) for part in layers[0]}
 
 

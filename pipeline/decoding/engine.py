@@ -41,9 +41,12 @@ class Engine:
     """
 
     def __init__(
-        self, model: PreTrainedModel, cache: FullCache | LessCache, batch: int,
+        self,
+        model: PreTrainedModel,
+        cache: FullCache | LessCache,
+        batch: int,
         temperature: float = 0.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model, self.cache, self.temperature = model, cache, temperature
         device = model.device
         self.graphed = device.type == "cuda"

@@ -49,9 +49,10 @@ class FullLayer(AttendingLayer):
         # Query heads that share keys are rows of one product: each pair is read once.
         out = F.scaled_dot_product_attention(
             q.view(q.shape[0], k.shape[1], -1, q.shape[-1]),
-            self.keys[:, :, : cache.reads], self.values[:, :, : cache.reads],
+            self.keys[:, :, : cache.reads],
+            self.values[:, :, : cache.reads],
             attn_mask=cache.visible[..., : cache.reads] if cache.masked else None,
-        )  # fmt: skip
+        )
         return out.view(q.shape)
 
     def get_seq_length(self) -> int:
@@ -72,6 +73,8 @@ class FullCache(Cache):
     What a step reads is fixed by :meth:`plan` before it: on a CPU exactly the tokens there are, on
     a GPU the next multiple of :data:`BUCKET`, under a mask, so that a few graphs serve all steps.
     """
+
+    layers: list[FullLayer]  # type: ignore[assignment]  # to the library, of any class
 
     def __init__(self, config: PreTrainedConfig, room: int, device: torch.device) -> None:
         self.masked = device.type == "cuda"
@@ -102,7 +105,7 @@ class FullCache(Cache):
         """
         length = key_states.shape[2]
         if layer_idx == 0:
-            seen = self.layers[0].get_seq_length()  # type: ignore[union-attr]
+            seen = self.layers[0].get_seq_length()
             if seen + length > self.room:
                 raise ConfigError(f"the full cache has room for {self.room} tokens only.")
             if length > 1 and seen:
@@ -122,4 +125,4 @@ class FullCache(Cache):
         self.position.fill_(-1)
         self.visible.zero_()
         for layer in self.layers:
-            layer.seen = 0  # type: ignore[union-attr]
+            layer.seen = 0

@@ -137,9 +137,12 @@ def generate(
         options["past_key_values"] = cache
     started = time.monotonic()
     out: torch.Tensor = model.generate(  # type: ignore[operator]
-        input_ids=ids, attention_mask=mask, max_new_tokens=decoding.max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id, **options,
-    )  # fmt: skip
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=decoding.max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
+    )
     seconds = time.monotonic() - started
     new = out[:, length:]
     texts: list[str] = tokenizer.batch_decode(new, skip_special_tokens=True)

@@ -34,9 +34,12 @@ class TeacherForced(HFLM):  # type: ignore[misc]
     ) -> None:
         silence()
         super().__init__(
-            pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=context,
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=1,
+            max_length=context,
             softmax_dtype="float32",
-        )  # fmt: skip
+        )
 
     def _model_call(self, inps: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         with torch.inference_mode():

@@ -107,9 +107,14 @@ def by_generate(bench: Bench, contender: Contender) -> dict[str, float]:
         wait(bench.device)
         started = time.perf_counter()
         bench.model.generate(  # type: ignore[operator]
-            prompt, attention_mask=torch.ones_like(prompt), past_key_values=cache,
-            max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False, pad_token_id=0,
-        )  # fmt: skip
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            past_key_values=cache,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=0,
+        )
         wait(bench.device)
         return time.perf_counter() - started
 

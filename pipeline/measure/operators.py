@@ -57,9 +57,14 @@ def untrained_kernels(name: str, model: PreTrainedModel, **sizes: int) -> Kernel
     kernels = []
     for seed in range(shape.num_layers):
         kernel = get_kernel(
-            name, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim, seed=seed, compute_dtype=model.dtype, **sizes,
-        )  # fmt: skip
+            name,
+            num_heads=shape.num_heads,
+            num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim,
+            seed=seed,
+            compute_dtype=model.dtype,
+            **sizes,
+        )
         for scalar in ("s1", "s2"):
             if hasattr(kernel, scalar):
                 torch.nn.init.ones_(getattr(kernel, scalar))
@@ -90,34 +95,30 @@ def filled(cache: LessCache, batch: int, context: int, like: torch.Tensor) -> Le
         slots.values.normal_()
         slots.positions[..., :budget] = torch.arange(
             context - budget, context, dtype=torch.int32, device=like.device
-        )  # fmt: skip
+        )
         slots.scores.uniform_()
         slots.free.fill_(budget)
     return cache
 
 
-def attention_step(cache: Cache, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Step:
+def attention_step(
+    cache: LessCache | FullCache, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> Step:
     """Return the attention of every layer, one after the other, over what ``cache`` holds."""
 
     def run() -> None:
         for index, layer in enumerate(cache.layers):
-            layer.attend(q, *cache.update(k, v, index), None)  # type: ignore[union-attr]
+            layer.attend(q, *cache.update(k, v, index), None)
 
     return run
 
 
 def pinned_step(cache: LessCache, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Step:
-    """Do as :func:`attention_step`, every time as the first: its token's position does not move
-    on.
-    """
-    starts = [
-        (layer.slots.positions.clone(), layer.slots.free.clone())  # type: ignore[union-attr]
-        for layer in cache.layers
-    ]
+    """Do as :func:`attention_step`, each time as the first: positions do not move on."""
+    starts = [(layer.slots.positions.clone(), layer.slots.free.clone()) for layer in cache.layers]
 
     def run() -> None:
         for layer, (positions, free) in zip(cache.layers, starts, strict=True):
-            assert isinstance(layer, LessLayer)
             layer.slots.positions.copy_(positions)
             layer.slots.free.copy_(free)
             layer.read_tokens(q, k, v)
@@ -198,28 +199,36 @@ def full_attention(model: PreTrainedModel, batch: int, context: int) -> Operator
     shape, (q, k, v) = model_shape(model.config), random_token(model, batch)
     cache = FullCache(model.config, context, model.device)
     for layer in cache.layers:
-        layer.lazy_initialization(k, v)  # type: ignore[union-attr]
-        layer.keys.normal_()  # type: ignore[union-attr]
-        layer.values.normal_()  # type: ignore[union-attr]
+        layer.lazy_initialization(k, v)
+        assert layer.keys is not None
+        assert layer.values is not None
+        layer.keys.normal_()
+        layer.values.normal_()
     cache.plan(context)
 
     def run() -> None:  # the newest token is written over and over
-        cache.layers[0].seen = context - 1  # type: ignore[union-attr]
+        cache.layers[0].seen = context - 1
         cache.position.fill_(context - 2)
         step()
 
     step = attention_step(cache, q, k, v)
     pairs = 2 * shape.num_layers * k.numel() * context
     return Operator(
-        "attention, full cache", run, pairs * model.dtype.itemsize,
+        "attention, full cache",
+        run,
+        pairs * model.dtype.itemsize,
         4 * shape.num_layers * q.numel() * context,
-    )  # fmt: skip
+    )
 
 
 def bounded_attention(
-    name: str, model: PreTrainedModel, policy: Policy, kernels: Kernels | None, batch: int,
+    name: str,
+    model: PreTrainedModel,
+    policy: Policy,
+    kernels: Kernels | None,
+    batch: int,
     context: int,
-) -> Operator:  # fmt: skip
+) -> Operator:
     """Return attention of all layers over a bounded cache, scores and eviction and state with
     it.
     """

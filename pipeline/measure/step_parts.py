@@ -43,9 +43,7 @@ def ablated(
     q, k, v = random_token(model, batch)
 
     def stack(policy: Policy, kernels: Kernels | None, at: int) -> Step:
-        return pinned_step(
-            filled(LessCache(model.config, policy, kernels), batch, at, k), q, k, v
-        )  # fmt: skip
+        return pinned_step(filled(LessCache(model.config, policy, kernels), batch, at, k), q, k, v)
 
     latest = replace(policy, name="latest", sink=0, recent=policy.budget, heavy=0)
     steps = {
@@ -64,9 +62,13 @@ def ablated(
 
 
 def step_parts(
-    model: PreTrainedModel, policy: Policy, kernels: Kernels | None, batch: int, context: int,
+    model: PreTrainedModel,
+    policy: Policy,
+    kernels: Kernels | None,
+    batch: int,
+    context: int,
     rounds: int = ROUNDS,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:
     """Return seconds that a decode step of all layers spends in each part of :data:`ABLATIONS`.
 
     Without kernels only in ``eviction``. A difference of two times near each other may come out

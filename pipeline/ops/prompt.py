@@ -47,9 +47,12 @@ def full_attention(
     out = torch.empty_like(q)
     for rows in _blocks(q.shape[0], 1, q.shape[2], q.device):
         out[:, :, rows] = F.scaled_dot_product_attention(
-            q[:, :, rows], k[:, :, : rows.stop], v[:, :, : rows.stop],
-            attn_mask=_causal(rows, start), enable_gqa=True,
-        )  # fmt: skip
+            q[:, :, rows],
+            k[:, :, : rows.stop],
+            v[:, :, : rows.stop],
+            attn_mask=_causal(rows, start),
+            enable_gqa=True,
+        )
     return out
 
 

@@ -44,9 +44,13 @@ class Slots:
         )
 
     def fill(
-        self, k: torch.Tensor, v: torch.Tensor, scores: torch.Tensor,
-        index: torch.Tensor, positions: torch.Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scores: torch.Tensor,
+        index: torch.Tensor,
+        positions: torch.Tensor,
+    ) -> None:
         """Put pairs of a prompt into the first slots, in place.
 
         Args:

@@ -90,10 +90,13 @@ def draw_maps(drawn: Sequence[Maps], policy: str, places: slice) -> Any:
             axis.set_facecolor("white")
             future = np.triu(np.ones(shown.shape, bool), 1)
             image = axis.imshow(
-                np.where(shown < FAINTEST, 0, shown), cmap=colours, norm=LogNorm(FAINTEST, 1),
-                alpha=np.where(future, 0.0, 1.0), extent=(0, tokens, tokens, 0),
+                np.where(shown < FAINTEST, 0, shown),
+                cmap=colours,
+                norm=LogNorm(FAINTEST, 1),
+                alpha=np.where(future, 0.0, 1.0),
+                extent=(0, tokens, tokens, 0),
                 interpolation="nearest",
-            )  # fmt: skip
+            )
             axis.set_title(title, fontsize=9)
             axis.grid(False)
             axis.set_xlabel("key")

@@ -70,8 +70,10 @@ def paired(tidy: pd.DataFrame, model: str, beside: str) -> pd.DataFrame:
         keys = [key for key in (*CELL, *METHOD) if table[key].notna().any()]
         beside = table.merge(
             mine.drop_duplicates(keys)[[*keys, "value", "low", "high", "n", "ours", "gap"]],
-            "left", keys, suffixes=("", "_ours"),
-        )  # fmt: skip
+            "left",
+            keys,
+            suffixes=("", "_ours"),
+        )
         parts.append(beside)
     return pd.concat(parts, ignore_index=True)
 
@@ -112,10 +114,13 @@ def missing(key: Mapping[str, Any], config: Config) -> str:
         ),
     ]
     return next(
-        (said for value, there, said in checks if pd.notna(value) and there is not None
-         and value not in there),
+        (
+            said
+            for value, there, said in checks
+            if pd.notna(value) and there is not None and value not in there
+        ),
         "not measured",
-    )  # fmt: skip
+    )
 
 
 PROTOCOLS = {

@@ -64,9 +64,14 @@ def panels(rows: pd.DataFrame, by: str) -> tuple[Any, list[tuple[Any, pd.DataFra
     rows = rows.assign(down=down, shade=shade)
     downs, acrosses = (list(dict.fromkeys(rows[column])) for column in ("down", "policy"))
     figure, axes = plt.subplots(
-        len(downs), len(acrosses), squeeze=False, sharex=True, sharey="row",
-        figsize=(3.1 * len(acrosses) + 1.2, 2.5 * len(downs) + 0.6), layout="constrained",
-    )  # fmt: skip
+        len(downs),
+        len(acrosses),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
+        figsize=(3.1 * len(acrosses) + 1.2, 2.5 * len(downs) + 0.6),
+        layout="constrained",
+    )
     shown = []
     for i, down in enumerate(downs):
         for j, across in enumerate(acrosses):

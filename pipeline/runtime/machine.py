@@ -21,9 +21,23 @@ def machine() -> str:
 
 
 PACKAGES = (
-    "torch", "triton", "transformers", "tokenizers", "safetensors", "gguf", "snakemake", "numba",
-    "numpy", "pandas", "pyarrow", "matplotlib", "tabulate", "datasets", "lm_eval", "rouge_score",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "snakemake",
+    "numba",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "matplotlib",
+    "tabulate",
+    "datasets",
+    "lm_eval",
+    "rouge_score",
+)
 
 
 def hardware() -> dict[str, Any]:

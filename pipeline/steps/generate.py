@@ -20,9 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", help="end at this text")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--prefill-chunk", type=int, metavar="TOKENS",
+        "--prefill-chunk",
+        type=int,
+        metavar="TOKENS",
         help="read the prompt under the policy, in pieces; default: in full, then one cut",
-    )  # fmt: skip
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -36,12 +36,18 @@ def run(args: argparse.Namespace) -> None:
         load_model(args.model, args.dtype, args.device),
         load_tokenizer(args.model),
         Question(
-            args.task, args.dataset, args.dataset_file, args.shots, args.shots_from,
-            args.shots_file, args.limit, args.max_words,
+            args.task,
+            args.dataset,
+            args.dataset_file,
+            args.shots,
+            args.shots_from,
+            args.shots_file,
+            args.limit,
+            args.max_words,
         ),
         Compared.of(args),
         context=args.context,
         folder=args.model,
         resume=args.resume,
         out=args.out,
-    )  # fmt: skip
+    )

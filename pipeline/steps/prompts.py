@@ -42,11 +42,16 @@ def run(args: argparse.Namespace) -> None:
 
     template = get_template(args.template)
     samples, skipped = choose_samples(
-        load_pairs(args.dataset, args.dataset_file), template, length, args.room, args.count,
-        args.seed, shots=args.shots,
+        load_pairs(args.dataset, args.dataset_file),
+        template,
+        length,
+        args.room,
+        args.count,
+        args.seed,
+        shots=args.shots,
         pool=load_pairs(args.shots_from, args.shots_file) if args.shots else (),
         cut=None if args.cut is None else (args.cut, args.longest_cut or args.cut),
-    )  # fmt: skip
+    )
     print(f"{len(samples)} prompts; {len(skipped)} documents were too long", file=sys.stderr)
     save_sealed(
         args.out,

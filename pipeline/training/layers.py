@@ -136,9 +136,13 @@ def train_layers(
             kernel,
             job.recipe,
             _state(resume, number, matters),
-            _reporter(f"layer {number} (of {layers.start}..{layers.stop - 1})", job.recipe,
-                      len(training), sparse),
-        )  # fmt: skip
+            _reporter(
+                f"layer {number} (of {layers.start}..{layers.stop - 1})",
+                job.recipe,
+                len(training),
+                sparse,
+            ),
+        )
         del layer  # before the next layer's features are read
         fault = Fault.of(curve, sparse)
         if fault is not None:

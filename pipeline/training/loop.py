@@ -48,9 +48,12 @@ class Recipe:
 
 
 def loss_of(
-    prepared: Prepared, index: torch.Tensor, kernel: TrainableKernel | None, start: int = 0,
+    prepared: Prepared,
+    index: torch.Tensor,
+    kernel: TrainableKernel | None,
+    start: int = 0,
     stride: int = 1,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Return mean squared error after the output projection, over sequences ``index`` (B,).
 
     Over all rows, or those from ``start`` on that are ``stride`` apart. Without a kernel, the
@@ -67,9 +70,12 @@ def loss_of(
         last = range(prepared.q.shape[2])[rows][-1]
         pairs = slice(prepared.initial + last + 1)
         numerator, denominator = low_rank_part(
-            kernel.phi(batch(prepared.q, rows)), kernel.psi(batch(prepared.k, pairs)),
-            batch(prepared.v, pairs), prepared.initial + start, stride,
-        )  # fmt: skip
+            kernel.phi(batch(prepared.q, rows)),
+            kernel.psi(batch(prepared.k, pairs)),
+            batch(prepared.v, pairs),
+            prepared.initial + start,
+            stride,
+        )
         out = merge(out, batch(prepared.lse, rows), numerator, denominator)
     difference = (out - target.float()).transpose(1, 2).flatten(2)
     dtype = kernel.compute_dtype if kernel is not None else torch.float32
@@ -190,9 +196,13 @@ def train_layer(
 
 
 def _save_state(
-    path: Path, recipe: Recipe, parameters: dict[str, torch.nn.Parameter],
-    optimizer: torch.optim.Adam, curve: list[Epoch], best: dict[str, torch.Tensor],
-) -> None:  # fmt: skip
+    path: Path,
+    recipe: Recipe,
+    parameters: dict[str, torch.nn.Parameter],
+    optimizer: torch.optim.Adam,
+    curve: list[Epoch],
+    best: dict[str, torch.Tensor],
+) -> None:
     """Write everything an unbroken training would hold in memory after this epoch."""
     tensors = {f"best.{name}": value for name, value in best.items()}
     for name, parameter in parameters.items():
@@ -205,9 +215,11 @@ def _save_state(
 
 
 def _resume(
-    path: Path, recipe: Recipe, parameters: dict[str, torch.nn.Parameter],
+    path: Path,
+    recipe: Recipe,
+    parameters: dict[str, torch.nn.Parameter],
     optimizer: torch.optim.Adam,
-) -> tuple[list[Epoch], dict[str, torch.Tensor]]:  # fmt: skip
+) -> tuple[list[Epoch], dict[str, torch.Tensor]]:
     """Restore parameters and optimizer; ([], initial) when the file is for another recipe."""
     tensors, header = load_tensors(path, "training state")
     if header["recipe"] != asdict(recipe):

@@ -65,9 +65,14 @@ def less_attention(
     else:
         mask = expanded_mask(attention_mask, query.shape[2], key.shape[2], query.device)
         out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scaling,
-            is_causal=mask is None and query.shape[2] > 1, enable_gqa=True,
-        )  # fmt: skip
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            scale=scaling,
+            is_causal=mask is None and query.shape[2] > 1,
+            enable_gqa=True,
+        )
     return out.to(query.dtype).transpose(1, 2).contiguous(), None
 
 
@@ -128,9 +133,17 @@ AttentionMaskInterface.register(NAME, less_mask)
 
 
 def _falcon_forward(  # type: ignore[no-untyped-def]
-    self, hidden_states, alibi, attention_mask, position_ids=None, layer_past=None,
-    use_cache=False, output_attentions=False, position_embeddings=None, **kwargs,
-):  # fmt: skip
+    self,
+    hidden_states,
+    alibi,
+    attention_mask,
+    position_ids=None,
+    layer_past=None,
+    use_cache=False,
+    output_attentions=False,
+    position_embeddings=None,
+    **kwargs,
+):
     """Run Falcon's attention with the core replaced by :func:`less_attention`."""
     from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 

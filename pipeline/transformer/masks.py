@@ -68,9 +68,16 @@ def less_mask(
     )
     if not causal or q_offset + q_length != kv_offset + kv_length:
         return sdpa_mask(
-            batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask,
-            local_size, **kwargs,
-        )  # fmt: skip
+            batch_size,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            mask_function,
+            attention_mask,
+            local_size,
+            **kwargs,
+        )
     real = prepare_padding_mask(attention_mask, kv_length, kv_offset)
     if real is None or bool(real.all()):
         return None

@@ -24,7 +24,7 @@ from .sums import copy, dot, exp, fill
 
 
 @jit
-def _read(queries, keys, values, count, scale, weight, ones, row, mass, out, lse):  # type: ignore[no-untyped-def]
+def _read(queries, keys, values, count, scale, weight, ones, row, mass, out, lse):
     """Attend with queries (N, D) of one key/value head over ``count`` slots.
 
     Fills ``out`` (N, D) and ``lse`` (N,), adds the probabilities to ``mass``; ``weight`` (N, >=
@@ -60,7 +60,7 @@ def _read(queries, keys, values, count, scale, weight, ones, row, mass, out, lse
 
 
 @jit
-def _decode_set(  # type: ignore[no-untyped-def]
+def _decode_set(
     b, u, q, k, v, keys, values, positions, scores, free, first, sink, recent, budget, decay, scale,
     out, lse, read_queries, gone_keys, gone_values, gone,
 ):  # fmt: skip
@@ -124,7 +124,7 @@ def _decode_set(  # type: ignore[no-untyped-def]
 
 
 @parallel
-def _decode(  # type: ignore[no-untyped-def]
+def _decode(
     q, k, v, keys, values, positions, scores, free, first, sink, recent, budget, decay, scale,
     out, lse, read_queries, gone_keys, gone_values, gone,
 ):  # fmt: skip
@@ -141,7 +141,7 @@ def _decode(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _needed(heads, groups, first, budget, gone):  # type: ignore[no-untyped-def]
+def _needed(heads, groups, first, budget, gone):
     """Tell which maps are: of queries if any sequence has a memory, of keys if any is evicted."""
     memory = evicted = False
     for b in range(first.shape[0]):
@@ -155,9 +155,7 @@ def _needed(heads, groups, first, budget, gone):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _correct_group(  # type: ignore[no-untyped-def]
-    b, g, out, lse, features, v, gone, H, z, first, budget, epsilon
-):
+def _correct_group(b, g, out, lse, features, v, gone, H, z, first, budget, epsilon):
     """Do :func:`correct_token` for key/value head ``g`` of sequence ``b``, given all features."""
     heads, size = out.shape[1], out.shape[3]
     groups, rank = z.shape[1:]
@@ -192,9 +190,7 @@ def _correct_group(  # type: ignore[no-untyped-def]
 
 
 @parallel
-def correct_token(  # type: ignore[no-untyped-def]
-    out, lse, rows, w1, w2, last, v, gone, H, z, first, budget, epsilon
-):
+def correct_token(out, lse, rows, w1, w2, last, v, gone, H, z, first, budget, epsilon):
     """Correct one token's ``out`` (B, H, 1, D) in place; then H and z take the pair in.
 
     ``rows`` (H + G, B, D) holds the queries, then the evicted keys, as the maps read them.

@@ -23,14 +23,14 @@ def widen(x: Any) -> Any:
 
 
 @overload(widen, inline="always")
-def widen_of(x):  # type: ignore[no-untyped-def]
+def widen_of(x):
     """Compile :func:`widen` for the type of ``x``."""
     if isinstance(x, numba.types.Float):
         return lambda x: x
     if x == numba.uint16:
         return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
 
-    def half(x):  # type: ignore[no-untyped-def]
+    def half(x):
         # Exponent and mantissa moved to float32's places are 2^-112 times too small, also for
         # subnormals; infinities and NaN, which no cache holds, come out finite.
         bits = np.uint32(np.uint16(x))
@@ -42,7 +42,7 @@ def widen_of(x):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _features_of(map, start, rows, w1, w2, last, out):  # type: ignore[no-untyped-def]
+def _features_of(map, start, rows, w1, w2, last, out):
     """Do :func:`feature_scan` for one map and a piece of the sequences."""
     batch, size = rows.shape[1:]
     width, rank = w2.shape[1:]
@@ -69,7 +69,7 @@ def _features_of(map, start, rows, w1, w2, last, out):  # type: ignore[no-untype
 
 
 @parallel
-def feature_scan(rows, w1, w2, last, needed, out):  # type: ignore[no-untyped-def]
+def feature_scan(rows, w1, w2, last, needed, out):
     """Fill ``out`` (A, B, R): features of ``rows`` (A, B, D) by those of A maps ``needed``.
 
     Weights as :class:`pipeline.ops.packed.PackedKernel` holds them.

@@ -66,7 +66,7 @@ def _tile(rows: int, vectors: int, lanes: int) -> Any:
     """Return ``rows`` times ``vectors * lanes`` numbers of a product, summed up in registers."""
 
     @intrinsic
-    def tile(typing_context, x, first, w, column, out):  # type: ignore[no-untyped-def]
+    def tile(typing_context, x, first, w, column, out):
         """Set out[first + n, column + i] to the sum over d of x[first + n, d] * w[d, column +
         i].
         """
@@ -74,7 +74,7 @@ def _tile(rows: int, vectors: int, lanes: int) -> Any:
             if (array.ndim, array.layout) != (2, "C") or array.dtype not in kinds:
                 raise TypingError(f"a product takes contiguous matrices, not {array}.")
 
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):
             given, stored, result = (
                 context.make_array(signature.args[i])(context, builder, arguments[i])
                 for i in (0, 2, 4)
@@ -132,7 +132,7 @@ _row_single = _tile(1, 1, 1)
 
 
 @jit
-def product(x, w, count, out):  # type: ignore[no-untyped-def]
+def product(x, w, count, out):
     """Fill ``out`` (N, M) = ``x`` (N, D) ``w`` (D, M) in its first ``count`` rows, float32.
 
     All are contiguous; ``w`` is float32, bfloat16 as uint16 or finite float16 as int16.

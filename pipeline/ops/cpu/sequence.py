@@ -24,7 +24,7 @@ LANES = 32
 
 
 @jit
-def _largest(rows, n, lanes):  # type: ignore[no-untyped-def]
+def _largest(rows, n, lanes):
     """Return the largest number of row ``n``, in whole vectors as long as ``lanes`` (scratch)."""
     fill(lanes, np.float32(-np.inf))
     for first in range(0, rows.shape[1], lanes.shape[0]):
@@ -37,7 +37,7 @@ def _largest(rows, n, lanes):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _scratch(rows, size, slots):  # type: ignore[no-untyped-def]
+def _scratch(rows, size, slots):
     """Allocate what :func:`_attend` works in: queries, weights, outputs, lanes and ones."""
     return (
         np.empty((rows, size), np.float32), np.empty((rows, slots), np.float32),
@@ -47,7 +47,7 @@ def _scratch(rows, size, slots):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _attend(q, keys, values, count, scale, scratch, mass, out, lse):  # type: ignore[no-untyped-def]
+def _attend(q, keys, values, count, scale, scratch, mass, out, lse):
     """Attend with queries ``q`` (N, D) of a group at one position over ``count`` slots.
 
     Fills ``out`` (N, D) and the log-sum-exp of the logits ``lse`` (N,); adds the probabilities to
@@ -82,13 +82,13 @@ def _attend(q, keys, values, count, scale, scratch, mass, out, lse):  # type: ig
 
 
 @jit
-def _padded(slots):  # type: ignore[no-untyped-def]
+def _padded(slots):
     """Return the length of arrays that hold ``slots`` slots: whole vectors."""
     return (slots + LANES - 1) // LANES * LANES
 
 
 @jit
-def victim(position, score, count, query, sink, recent):  # type: ignore[no-untyped-def]
+def victim(position, score, count, query, sink, recent):
     """Return the slot to evict: of lowest score, neither sink nor recent; of ties, the oldest."""
     best = -1
     for c in range(count):
@@ -104,7 +104,7 @@ def victim(position, score, count, query, sink, recent):  # type: ignore[no-unty
 
 
 @jit
-def _bounded_set(  # type: ignore[no-untyped-def]
+def _bounded_set(
     u, q, k, v, kept, kept_score, prompt, sink, recent, budget, decay, scale, evicted_at, out, lse
 ):
     """Do :func:`_bounded_scan` for index set ``u``."""
@@ -147,7 +147,7 @@ def _bounded_set(  # type: ignore[no-untyped-def]
 
 
 @parallel
-def _bounded_scan(  # type: ignore[no-untyped-def]
+def _bounded_scan(
     q, k, v, kept, kept_score, prompt, sink, recent, budget, decay, scale, evicted_at, out, lse
 ):
     """Read queries ``prompt``.. over slots that start with ``kept`` (U, <= budget) positions."""
@@ -159,7 +159,7 @@ def _bounded_scan(  # type: ignore[no-untyped-def]
 
 
 @jit
-def _row_set(rows, first, position, score, count, sink, recent, budget, decay, evicted_at):  # type: ignore[no-untyped-def]
+def _row_set(rows, first, position, score, count, sink, recent, budget, decay, evicted_at):
     """Do :func:`_row_scan` for one index set, rows (T, S); return the ``count`` of slots."""
     for row in range(rows.shape[0]):
         t = first + row
@@ -178,7 +178,7 @@ def _row_set(rows, first, position, score, count, sink, recent, budget, decay, e
 
 
 @parallel
-def _row_scan(rows, first, slots, scores, counts, sink, recent, budget, decay, evicted_at):  # type: ignore[no-untyped-def]
+def _row_scan(rows, first, slots, scores, counts, sink, recent, budget, decay, evicted_at):
     """Continue the scan over given probability rows (U, T, S) of queries ``first``.. .
 
     ``slots`` (U, budget + 1) positions, ``scores`` likewise and ``counts`` (U,) carry the state
@@ -192,7 +192,7 @@ def _row_scan(rows, first, slots, scores, counts, sink, recent, budget, decay, e
 
 
 @jit
-def _most_visible(evicted_at):  # type: ignore[no-untyped-def]
+def _most_visible(evicted_at):
     """Return the most keys that any query sees, given eviction times (S,) of one index set."""
     length = evicted_at.shape[0]
     gone = np.zeros(length + 1, np.int32)
@@ -205,7 +205,7 @@ def _most_visible(evicted_at):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _visible_head(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-untyped-def]
+def _visible_head(q, k, v, evicted_at, scale, out, lse):
     """Do :func:`_visible_scan` for one key/value head: q (N, S, D), k and v (S, D)."""
     rep, length, size = q.shape
     slots = _padded(_most_visible(evicted_at))
@@ -233,7 +233,7 @@ def _visible_head(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-unty
 
 
 @parallel
-def _visible_scan(q, k, v, evicted_at, scale, out, lse):  # type: ignore[no-untyped-def]
+def _visible_scan(q, k, v, evicted_at, scale, out, lse):
     """Attend with every query over the keys whose eviction time has not come."""
     sets, shared = q.shape[:2]
     for job in numba.prange(sets * shared):

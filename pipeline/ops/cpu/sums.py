@@ -26,12 +26,12 @@ def _sum_of_products(lanes: int) -> Any:
     """Sum of rows[r, i] * b[i], start <= i < stop, as ``lanes`` partial sums added pairwise."""
 
     @intrinsic
-    def summed(typing_context, rows, r, b, start, stop):  # type: ignore[no-untyped-def]
+    def summed(typing_context, rows, r, b, start, stop):
         for array, ndim in ((rows, 2), (b, 1)):
             if (array.ndim, array.layout, array.dtype) != (ndim, "C", types.float32):
                 raise TypingError(f"dot takes contiguous float32 numbers, not {array}.")
 
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):
             vector = ir.VectorType(ir.FloatType(), lanes)
             matrix, other = (
                 context.make_array(signature.args[i])(context, builder, arguments[i])
@@ -73,21 +73,21 @@ _wide, _narrow = _sum_of_products(WIDE), _sum_of_products(NARROW)
 
 
 @jit
-def copy(source, target):  # type: ignore[no-untyped-def]
+def copy(source, target):
     """Set ``target[:] = source``, both of one axis, which numba takes seconds to compile."""
     for i in range(target.shape[0]):
         target[i] = source[i]
 
 
 @jit
-def fill(target, value):  # type: ignore[no-untyped-def]
+def fill(target, value):
     """Set ``target[:] = value``, of one axis."""
     for i in range(target.shape[0]):
         target[i] = value
 
 
 @jit
-def dot(rows, r, b, size):  # type: ignore[no-untyped-def]
+def dot(rows, r, b, size):
     """Sum of rows[r, i] * b[i] over i < size; float32 and contiguous both."""
     wide, narrow = size // WIDE * WIDE, size // NARROW * NARROW
     total = _wide(rows, r, b, 0, wide) + _narrow(rows, r, b, wide, narrow)
@@ -97,7 +97,7 @@ def dot(rows, r, b, size):  # type: ignore[no-untyped-def]
 
 
 @jit
-def exp(x):  # type: ignore[no-untyped-def]
+def exp(x):
     """Return exp of x <= 0 in float32 to 2 units in the last place, by vector operations.
 
     2^n times a polynomial on [-ln2/2, ln2/2] (coefficients of Cephes' expf).
@@ -117,7 +117,7 @@ def exp(x):  # type: ignore[no-untyped-def]
 
 
 @jit
-def gelu(x):  # type: ignore[no-untyped-def]
+def gelu(x):
     """Return x Phi(x) in float32, to 2e-7 |x|, in operations that vectorise.
 
     The error function is that of Abramowitz and Stegun, 7.1.26.

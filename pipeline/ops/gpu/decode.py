@@ -119,7 +119,7 @@ class Sizes(NamedTuple):
 
 
 @triton.jit
-def read_state(out, lse, phi, H, z, row, head, epsilon, S):  # type: ignore[no-untyped-def]
+def read_state(out, lse, phi, H, z, row, head, epsilon, S):
     """Do :func:`pipeline.ops.low_rank.merge` for one key/value head's queries and its state.
 
     out (N, D), lse (N,), float32; features of query n at phi + row[n] R; state ``head`` of H, z.
@@ -141,7 +141,7 @@ def read_state(out, lse, phi, H, z, row, head, epsilon, S):  # type: ignore[no-u
 
 
 @triton.jit
-def absorb(H, z, psi, v, head, S):  # type: ignore[no-untyped-def]
+def absorb(H, z, psi, v, head, S):
     """Add psi v^T to H and psi to z of key/value head ``head``, in memory; psi (R,), v (D,)."""
     r, d = tl.arange(0, S.RP), tl.arange(0, S.DP)
     at = (head * S.R + r)[:, None] * S.D + d[None, :]
@@ -152,7 +152,7 @@ def absorb(H, z, psi, v, head, S):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _attend(new, held, scratch, head, part, now, t, length, places, span, parts, scale, S):  # type: ignore[no-untyped-def]  # fmt: skip
+def _attend(new, held, scratch, head, part, now, t, length, places, span, parts, scale, S):
     """Attend with queries of one key/value head over slots ``part * span``..; the pair enters."""
     n, d, r = tl.arange(0, S.NP), tl.arange(0, S.DP), tl.arange(0, S.RP)
     wanted, unit, real = (n < S.N)[:, None] & (d < S.D)[None, :], head // S.M, now >= 0
@@ -199,7 +199,7 @@ def _attend(new, held, scratch, head, part, now, t, length, places, span, parts,
 
 
 @triton.jit
-def _merge(new, held, scratch, results, head, now, t, length, parts, budget, epsilon, S):  # type: ignore[no-untyped-def]  # fmt: skip
+def _merge(new, held, scratch, results, head, now, t, length, parts, budget, epsilon, S):
     """Join what the parts of one head's queries read, with the state if there is one."""
     n, d = tl.arange(0, S.NP), tl.arange(0, S.DP)
     wanted = (n < S.N)[:, None] & (d < S.D)[None, :]
@@ -231,7 +231,7 @@ def _merge(new, held, scratch, results, head, now, t, length, parts, budget, eps
 
 
 @triton.jit
-def evict(held, scratch, unit, now, t, length, places, width, rule, S):  # type: ignore[no-untyped-def]
+def evict(held, scratch, unit, now, t, length, places, width, rule, S):
     """Update the scores of one index set and, where the budget is full, free a slot.
 
     ``width``: keys in a row of given probabilities.
@@ -285,7 +285,7 @@ def evict(held, scratch, unit, now, t, length, places, width, rule, S):  # type:
 
 
 @triton.jit
-def _choose(held, scratch, results, unit, now, t, length, places, rule, S):  # type: ignore[no-untyped-def]
+def _choose(held, scratch, results, unit, now, t, length, places, rule, S):
     """Evict from one index set, and hand the evicted pair on."""
     d, r = tl.arange(0, S.DP), tl.arange(0, S.RP)
     evicts, victim, oldest = evict(held, scratch, unit, now, t, length, places, 0, rule, S)
@@ -309,7 +309,7 @@ RUNTIME = ["length", "places", "groups", "parts", "span", "t", "rule", "budget"]
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def _read_kernel(new, held, scratch, results, length, places, groups, rule, scale, epsilon, S):  # type: ignore[no-untyped-def]  # fmt: skip
+def _read_kernel(new, held, scratch, results, length, places, groups, rule, scale, epsilon, S):
     """Run all stages of all tokens, one after another: a program an index set (B U)."""
     unit = tl.program_id(0).to(tl.int64)
     first = tl.load(new.first + unit * S.M // groups).to(tl.int32)
@@ -329,7 +329,7 @@ def _read_kernel(new, held, scratch, results, length, places, groups, rule, scal
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def _attend_kernel(new, held, scratch, t, length, places, groups, parts, span, scale, S):  # type: ignore[no-untyped-def]  # fmt: skip
+def _attend_kernel(new, held, scratch, t, length, places, groups, parts, span, scale, S):
     """Run :func:`_attend` in programs (B G, parts)."""
     head = tl.program_id(0).to(tl.int64)
     now = tl.load(new.first + head // groups).to(tl.int32) + t
@@ -338,7 +338,7 @@ def _attend_kernel(new, held, scratch, t, length, places, groups, parts, span, s
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def _merge_kernel(new, held, scratch, results, t, length, groups, parts, rule, epsilon, S):  # type: ignore[no-untyped-def]  # fmt: skip
+def _merge_kernel(new, held, scratch, results, t, length, groups, parts, rule, epsilon, S):
     """Run :func:`_merge` in programs (B G)."""
     head = tl.program_id(0).to(tl.int64)
     now = tl.load(new.first + head // groups).to(tl.int32) + t
@@ -346,7 +346,7 @@ def _merge_kernel(new, held, scratch, results, t, length, groups, parts, rule, e
 
 
 @triton.jit(do_not_specialize=RUNTIME)
-def _choose_kernel(new, held, scratch, results, t, length, places, groups, rule, S):  # type: ignore[no-untyped-def]  # fmt: skip
+def _choose_kernel(new, held, scratch, results, t, length, places, groups, rule, S):
     """Run :func:`_choose` in programs (B U)."""
     unit = tl.program_id(0).to(tl.int64)
     now = tl.load(new.first + unit * S.M // groups).to(tl.int32) + t

@@ -37,7 +37,7 @@ LENGTHS = ["length", "chunks"]
 
 
 @triton.jit
-def _place(chunk, length, REVERSE, CHUNK):  # type: ignore[no-untyped-def]
+def _place(chunk, length, REVERSE, CHUNK):
     """Return positions (CHUNK,) of a chunk, in the order of the sum; past the length at its end."""
     i = chunk * CHUNK + tl.arange(0, CHUNK)
     inside = i < length
@@ -46,9 +46,9 @@ def _place(chunk, length, REVERSE, CHUNK):  # type: ignore[no-untyped-def]
     return i, inside
 
 
-@tuned(CONFIGS, key=["K", "V", "REVERSE"])  # type: ignore[untyped-decorator]
-@triton.jit(do_not_specialize=LENGTHS)  # type: ignore[untyped-decorator]
-def _states_kernel(  # type: ignore[no-untyped-def]
+@tuned(CONFIGS, key=["K", "V", "REVERSE"])
+@triton.jit(do_not_specialize=LENGTHS)
+def _states_kernel(
     keys, values, states, length, chunks,
     K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr, VP: tl.constexpr, CHUNK: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -67,9 +67,9 @@ def _states_kernel(  # type: ignore[no-untyped-def]
         state += tl.dot(tl.trans(key), value, input_precision=PRECISION)
 
 
-@tuned(CONFIGS, key=["K", "V", "REVERSE"])  # type: ignore[untyped-decorator]
-@triton.jit(do_not_specialize=LENGTHS)  # type: ignore[untyped-decorator]
-def _outputs_kernel(  # type: ignore[no-untyped-def]
+@tuned(CONFIGS, key=["K", "V", "REVERSE"])
+@triton.jit(do_not_specialize=LENGTHS)
+def _outputs_kernel(
     queries, keys, values, states, out, length, chunks,
     QUERY: tl.constexpr, KEY: tl.constexpr, K: tl.constexpr, V: tl.constexpr, KP: tl.constexpr,
     VP: tl.constexpr, CHUNK: tl.constexpr, REVERSE: tl.constexpr,

@@ -20,14 +20,14 @@ SQRT_HALF = tl.constexpr(0.5**0.5)
 
 
 @triton.jit
-def gelu(x):  # type: ignore[no-untyped-def]
+def gelu(x):
     """Return x times the normal distribution function of x."""
     return 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
 
 
-@tuned(CONFIGS, key=["D", "RP", "TP", "hidden_size"])  # type: ignore[untyped-decorator]
-@triton.jit(do_not_specialize=["heads", "groups", "count", "length"])  # type: ignore[untyped-decorator]
-def _features_kernel(  # type: ignore[no-untyped-def]
+@tuned(CONFIGS, key=["D", "RP", "TP", "hidden_size"])
+@triton.jit(do_not_specialize=["heads", "groups", "count", "length"])
+def _features_kernel(
     q, k, w1, w2, last, phi, psi, heads, groups, count, length, hidden_size, in_stride, out_stride,
     D: tl.constexpr, R: tl.constexpr, DP: tl.constexpr, RP: tl.constexpr, TP: tl.constexpr,
     BLOCK: tl.constexpr,

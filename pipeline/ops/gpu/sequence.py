@@ -23,7 +23,7 @@ evict_step = decoding.evict
 
 
 @triton.jit(do_not_specialize=[*RUNTIME, "first", "width", "total"])
-def _rows_kernel(held, scratch, evicted_at, first, length, places, width, total, rule, S):  # type: ignore[no-untyped-def]  # fmt: skip
+def _rows_kernel(held, scratch, evicted_at, first, length, places, width, total, rule, S):
     """Evict by given probabilities (U, length, width) of queries ``first``..: programs (U).
 
     Fills ``evicted_at`` (U, total).
@@ -144,9 +144,9 @@ CONFIGS = [
 """Queries and keys of a tile."""
 
 
-@tuned(CONFIGS, key=["D", "DP"])  # type: ignore[untyped-decorator]
-@triton.jit(do_not_specialize=["length", "shared", "rep"])  # type: ignore[untyped-decorator]
-def _sparse_kernel(  # type: ignore[no-untyped-def]
+@tuned(CONFIGS, key=["D", "DP"])
+@triton.jit(do_not_specialize=["length", "shared", "rep"])
+def _sparse_kernel(
     q, k, v, evicted_at, out, lse, length, shared, rep, scale,
     D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip

@@ -36,7 +36,7 @@ def tuned(configs: list[triton.Config], key: list[str]) -> Any:
 
 
 @triton.jit
-def dot(a, b):  # type: ignore[no-untyped-def]
+def dot(a, b):
     """Multiply a (N, K) by b (K, M) to float32: half types as they are, all else in full."""
     if a.shape[0] == 1:
         return tl.sum(tl.trans(a).to(tl.float32) * b.to(tl.float32), 0)[None, :]
@@ -46,7 +46,7 @@ def dot(a, b):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def weigh(p, v):  # type: ignore[no-untyped-def]
+def weigh(p, v):
     """Multiply p (N, K), float32, by v (K, M) of any type, to float32.
 
     Against half types p is split in two halves that together hold it: a rounded p would cost more
