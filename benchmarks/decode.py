@@ -26,7 +26,7 @@ from pipeline.decoding.memory import full_cache_bytes
 from pipeline.measure.operators import Kernels, filled, random_token, untrained_kernels
 from pipeline.ops.cpu import decode as decode_cpu
 from pipeline.ops.packed import PackedKernel, PlainKernel
-from pipeline.policies import Policy, get_policy
+from pipeline.policies import Policy, get_policy, state_tokens
 from pipeline.runtime.machine import limit_threads
 from pipeline.transformer.interface import enable
 from pipeline.transformer.shape import model_shape
@@ -202,7 +202,7 @@ def main() -> None:
     enable(less)
     budget = int(args.sparsity * args.context) // 2 * 2
     policy = get_policy(args.policy, budget)
-    plus = get_policy(args.policy, budget + 4)
+    plus = get_policy(args.policy, budget + state_tokens(8))
     kernels = untrained_kernels("less", less)
 
     steps = model_steps(full, less, policy, plus, kernels, args.batch, args.context, args.rounds)

@@ -38,9 +38,7 @@ class DamagedError(DataError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Return a :class:`ConfigError` for an unknown ``name``, with the nearest known one
-    suggested.
-    """
+    """Return the error of an unknown ``name``, which suggests the nearest known one."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"; did you mean '{near[0]}'?" if near else ""

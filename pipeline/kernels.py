@@ -75,9 +75,7 @@ class Dropout(nn.Module):
         self.seed = seed
 
     def draw(self, shape: Sequence[int], device: torch.device) -> tuple[torch.Tensor | None, float]:
-        """Return the next mask (uint8, 1 where kept; None keeps all) and the scale of what is
-        kept.
-        """
+        """Return the next mask (uint8, 1 where kept; None keeps all) and the scale of the kept."""
         if not self.training or self.p == 0:
             return None, 1.0
         self.seed += 1

@@ -170,8 +170,9 @@ def _end_ids(model: PreTrainedModel) -> list[int]:
 
 
 def _lengths(new: torch.Tensor, ends: list[int]) -> list[int]:
-    """Return new tokens of each sequence up to and with the first end token; the rest is
-    padding.
+    """Return new tokens of each sequence up to and with the first end token.
+
+    The rest is padding.
     """
     ended = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
     lengths: list[int] = ((ended.cumsum(-1) - ended.to(torch.int64)) == 0).sum(-1).tolist()

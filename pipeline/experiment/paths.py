@@ -53,9 +53,7 @@ class Paths:
         return self.scratch / "models" / model
 
     def samples(self, model: str, dataset: str, count: int | str, packed: str = "") -> Path:
-        """Return windows of a data set, cut to a model's context; ``packed`` is "-packed" or
-        nothing.
-        """
+        """Return windows of a data set for a model; ``packed`` is "-packed" or nothing."""
         return self.scratch / "samples" / model / f"{dataset}-{count}{packed}.safetensors"
 
     def samples_of(self, model: str, user: Mapping[str, Any]) -> Path:

@@ -48,8 +48,9 @@ class Operator:
 
 
 def untrained_kernels(name: str, model: PreTrainedModel, **sizes: int) -> Kernels:
-    """Return packed kernels of every layer; how long they take does not depend on what they
-    learned.
+    """Return packed kernels of every layer.
+
+    How long they take does not depend on what they learned.
 
     Scalars are one, so that what is remembered has weight.
     """
@@ -83,9 +84,7 @@ def random_token(model: PreTrainedModel, batch: int) -> tuple[torch.Tensor, ...]
 
 
 def filled(cache: LessCache, batch: int, context: int, like: torch.Tensor) -> LessCache:
-    """Return a bounded cache as it is after ``context`` tokens, of random pairs, for keys
-    ``like``.
-    """
+    """Return a bounded cache as after ``context`` tokens of random pairs, for keys ``like``."""
     for layer in cache.layers:
         assert isinstance(layer, LessLayer)
         layer.seen = context
@@ -229,9 +228,7 @@ def bounded_attention(
     batch: int,
     context: int,
 ) -> Operator:
-    """Return attention of all layers over a bounded cache, scores and eviction and state with
-    it.
-    """
+    """Return attention of all layers over a bounded cache, with scores, eviction and state."""
     q, k, v = random_token(model, batch)
     cache = filled(LessCache(model.config, policy, kernels), batch, context, k)
     held, shape = cache.memory(), model_shape(model.config)

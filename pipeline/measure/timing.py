@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 
 
 def interleaved(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Return seconds of each step in each round; steps take turns, so that noise falls on all
-    alike.
+    """Return seconds of each step in each round.
+
+    Steps take turns, so that noise falls on all alike.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):

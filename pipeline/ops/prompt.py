@@ -33,8 +33,7 @@ def _causal(rows: slice, start: torch.Tensor) -> torch.Tensor:
 def full_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: torch.Tensor
 ) -> torch.Tensor:
-    """Return causal attention of a left-padded prompt by the library's own kernel, never P x P
-    logits.
+    """Return causal attention of a left-padded prompt by the library, never P x P logits.
 
     Args:
         q: (B, H, P, D). k, v: (B, G, P, D). start: (B,), how many of the first tokens are padding.

@@ -29,9 +29,7 @@ Config = Mapping[str, Any]
 
 
 def paper_rows(model: str) -> pd.DataFrame:
-    """Return the paper's numbers of a model with ``paper_gap``, the share that a method wins
-    back.
-    """
+    """Return the paper's numbers of a model, with the share of the gap each wins back."""
     numbers = paper.numbers().query("model == @model")
     parts = []
     for _, table in numbers.groupby("table", sort=False):
@@ -91,9 +89,7 @@ def differences(config: Config, beside: str) -> pd.DataFrame:
 
 
 def missing(key: Mapping[str, Any], config: Config) -> str:
-    """Return why a number of the paper was not measured: the first thing the configuration
-    lacks.
-    """
+    """Return the first thing the configuration lacks for a number of the paper."""
     grid, task = config["grid"], config["tasks"].get(key["task"])
     if key["metric"] in SPEED:
         return "no such row of `latency`" if config.get("latency") else "needs `latency`"
@@ -216,8 +212,9 @@ def verdict(gain: float) -> str:
 
 
 def decided(tidy: pd.DataFrame, model: str, cell: list[Any], train_sparsity: float) -> str:
-    """Tell whether the paired difference to Baseline+ has an interval without 0; empty if
-    unmeasured.
+    """Tell whether the paired difference to Baseline+ has an interval without 0.
+
+    Empty if unmeasured.
     """
     task, policy, sparsity, metric = cell
     what = "nats" if metric == "word_perplexity" else metric

@@ -130,8 +130,9 @@ def with_gap(rows: pd.DataFrame, tidy: pd.DataFrame) -> pd.DataFrame:
 
 
 def texts(rows: pd.DataFrame) -> pd.Series:
-    """Return ``value [low, high]`` in the metric's printed unit; the value alone without an
-    interval.
+    """Return ``value [low, high]`` in the metric's printed unit.
+
+    The value alone without an interval.
 
     A ratio that is undefined, as a gap where the baseline loses nothing, says so; so does what ran
     out of memory.

@@ -35,9 +35,7 @@ def resamples(n: int, count: int, seed: int) -> np.ndarray:
 def _resampled(
     statistic: Callable[..., np.ndarray], columns: Sequence[np.ndarray], draws: np.ndarray
 ) -> np.ndarray:
-    """Return ``statistic`` of each of ``draws``, (..., count), a block at a time to bound
-    memory.
-    """
+    """Return ``statistic`` of each of ``draws``, (..., count), by blocks that bound memory."""
     size = max(1, BLOCK // draws.shape[1])
     blocks = (draws[start : start + size] for start in range(0, len(draws), size))
     values = [statistic(*(column[block] for column in columns)) for block in blocks]
@@ -92,9 +90,7 @@ def estimate_share(
 
 
 def perplexity(nll: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Return exp of the summed loss over the summed units (tokens or words), along the last
-    axis.
-    """
+    """Return exp of summed loss over summed units (tokens or words), along the last axis."""
     return np.asarray(np.exp(nll.sum(-1) / units.sum(-1)))
 
 

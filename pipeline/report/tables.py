@@ -42,9 +42,7 @@ class Measured:
 
 
 def cells(measured: Measured, metrics: list[str], table: str = "") -> pd.DataFrame:
-    """Return the grid's rows of some metrics, with the paper's numbers and recovered gaps beside
-    them.
-    """
+    """Return the grid's rows of some metrics, the paper's numbers and recovered gaps beside."""
     rows = of_grid(measured.tidy, *metrics)
     rows = with_full(with_paper(rows, measured.models, table) if table else rows)
     return with_gap(rows, measured.tidy) if len(rows) else rows
@@ -110,10 +108,7 @@ def table8(measured: Measured) -> pd.DataFrame:
 
 
 def operators(measured: Measured) -> pd.DataFrame:
-    """Return bytes, operations and time of each operator, all layers, beside the floor: the bytes
-    over
-    the bandwidth of copying.
-    """
+    """Return bytes, operations and time of each operator beside its floor, by copying."""
     rows = measured.operators
     if rows.empty:
         return rows

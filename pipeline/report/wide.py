@@ -13,9 +13,7 @@ from .rows import BLOCK, texts
 
 
 def in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return by block in the order measured, sparsities by size, then methods as the paper lists
-    them.
-    """
+    """Sort by block as measured, sparsities by size, methods as the paper lists them."""
     methods = [FULL, *METHODS]
 
     def rank(column: pd.Series) -> Any:
@@ -72,9 +70,7 @@ def title(column: pd.Series) -> pd.Series:
 
 
 def ordered(column: pd.Series) -> list[str]:
-    """Return values in the order of sizes (sparsities), of METRICS (metrics), else as they
-    appear.
-    """
+    """Return values by size (sparsities), by METRICS (metrics), or as they appear."""
     places = list(dict.fromkeys(column))
     metrics = [metric.title for metric in METRICS.values()]
     if column.name == "sparsity":

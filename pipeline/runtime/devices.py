@@ -109,8 +109,9 @@ def _wait_for_a_place(devices: list[str], places: int, held: ExitStack) -> str:
 
 
 def _lock_file(device: str, place: int) -> Path:
-    """Return the file that stands for a place, on this host; `flock` over a network is not relied
-    on.
+    """Return the file that stands for a place, on this host.
+
+    `flock` over a network is not relied on.
     """
     folder = Path(tempfile.gettempdir()) / f"less-gpus-{os.getuid()}"
     try:
@@ -121,8 +122,9 @@ def _lock_file(device: str, place: int) -> Path:
 
 
 def _locked(path: Path) -> IO[str] | None:
-    """Return the file, locked and holding this process's id until it is closed; None if another
-    has it.
+    """Return the file, locked and holding this process's id until it is closed.
+
+    None if another has it.
     """
     try:
         handle = path.open("a+", encoding="utf-8")

@@ -120,8 +120,7 @@ class Run:
                 self.ended = event["time"]
 
     def left(self, now: float) -> tuple[float | None, bool]:
-        """Return (seconds that are left at the pace so far, whether there is a time for every
-        rule).
+        """Return (seconds left at the pace so far, whether every rule has a time).
 
         Finished jobs of a rule tell how long its others take, those of earlier runs too; a rule
         without any counts as the mean of the others, and without them nothing is known (None). How

@@ -12,8 +12,9 @@ from typing import Any
 
 
 def machine() -> str:
-    """Return host, and the GPU if this process has begun to use one; nothing is imported to find
-    out.
+    """Return host, and the GPU if this process has begun to use one.
+
+    Nothing is imported to find out.
     """
     torch = sys.modules.get("torch")
     gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_initialized() else "no GPU"

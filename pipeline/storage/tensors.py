@@ -114,8 +114,9 @@ def open_tensors(
 
 
 def checksum_of(handle: Any) -> str:
-    """Return the seal of a file opened by :func:`open_tensors`: of another content it is
-    another.
+    """Return the seal of a file opened by :func:`open_tensors`.
+
+    Of another content it is another.
     """
     checksum: str = json.loads(handle.metadata()["less"])["checksum"]
     return checksum

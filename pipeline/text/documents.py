@@ -61,9 +61,7 @@ def load_documents(spec: Spec, file: Path | None = None) -> list[Document]:
 
 
 def load_pairs(spec: Spec, file: Path | None = None) -> list[Pair]:
-    """Return the document–summary pairs of a data set, in its order; raises as
-    :func:`load_rows`.
-    """
+    """Return the document–summary pairs of a data set; raises as :func:`load_rows`."""
     document, summary = (spec.get(f"{x}_field", x) for x in ("document", "summary"))
     return [
         Pair(name, _field(row, document, spec), _field(row, summary, spec))
@@ -86,9 +84,7 @@ def load_rows(spec: Spec, file: Path | None = None) -> list[Row]:
 
 
 def _named_rows(spec: Spec, file: Path | None) -> list[tuple[str, Row]]:
-    """Do as :func:`load_rows`, with a name for each, the same whichever ``documents`` are
-    wanted.
-    """
+    """Do as :func:`load_rows`, with a name for each, whichever ``documents`` are wanted."""
     source = _key(spec, "source")
     if source not in READERS:
         raise unknown("data source", source, READERS)
@@ -113,8 +109,9 @@ def _key(spec: Spec, key: str) -> Any:
 
 
 def _ids(rows: Sequence[Row]) -> list[str]:
-    """Return a name for each row, no two alike: its id or else its place, and both where an id
-    repeats.
+    """Return a name for each row, no two alike.
+
+    Its id or else its place, and both where an id repeats.
     """
     names: dict[str, None] = {}
     for place, row in enumerate(rows):
@@ -131,9 +128,7 @@ def _field(row: Row, field: str, spec: Spec) -> str:
 
 
 def _aclsum(spec: Spec, file: Path | None) -> Iterator[Row]:
-    """Yield whole papers (title, abstract, paragraphs), and what their summaries were written
-    from.
-    """
+    """Yield whole papers, and the parts that their summaries were written from."""
     split = _key(spec, "split")
     if split not in ACLSUM_SPLITS:
         raise unknown("split of aclsum", split, ACLSUM_SPLITS)
@@ -157,9 +152,7 @@ def _aclsum(spec: Spec, file: Path | None) -> Iterator[Row]:
 
 
 def _wikipedia_sample(spec: Spec, file: Path | None) -> Iterator[Row]:
-    """Yield articles of the dump in its order, without redirects, stubs and pages about
-    Wikipedia.
-    """
+    """Yield articles of the dump in order: no redirects, stubs and pages about Wikipedia."""
     with bz2.open(checked("gensim", file)) as dump:
         for title, markup in articles(dump):
             text = plain_text(markup)

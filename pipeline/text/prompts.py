@@ -105,8 +105,7 @@ def choose_samples(
     pool: Sequence[Pair] = (),
     cut: tuple[int, int] | None = None,
 ) -> tuple[list[Sample], list[str]]:
-    """Return ``count`` prompts of at most ``room`` tokens, and ids of the documents that did not
-    fit.
+    """Return ``count`` prompts of at most ``room`` tokens, and ids of what did not fit.
 
     Nothing is truncated but by ``cut``. The order of documents and the seed of each depend on
     ``seed`` and its id alone, so fewer samples are a prefix of more. By that seed demonstrations

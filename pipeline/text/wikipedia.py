@@ -32,9 +32,7 @@ def articles(dump: Any) -> Iterator[tuple[str, str]]:
 
 
 def plain_text(markup: str) -> str:
-    """Return the prose of a wiki page: no tables, notes, pictures, categories, end matter or
-    markup.
-    """
+    """Return the prose of a wiki page: no tables, notes, pictures, end matter or markup."""
     import mwparserfromhell
     from mwparserfromhell.nodes import Node, Tag, Wikilink
     from mwparserfromhell.wikicode import Wikicode

@@ -101,9 +101,7 @@ class Epoch:
 def _batches(
     indices: list[int], size: int, stride: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, int]]:
-    """Yield shuffled batches of sequence indices, and the row below ``stride`` that each starts
-    from.
-    """
+    """Yield shuffled batches of sequence indices, and the row that each starts from."""
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.tensor(indices)[torch.randperm(len(indices), generator=generator)]
     for place in range(0, len(indices), size):
@@ -112,8 +110,9 @@ def _batches(
 
 
 def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Return (training, validation) sequence indices: a seeded permutation, at least one for
-    each.
+    """Return (training, validation) sequence indices.
+
+    A seeded permutation, at least one for each.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = min(max(round(count * share), 1), count - 1)

@@ -17,8 +17,7 @@ def as_boolean(mask: torch.Tensor) -> torch.Tensor:
 
 
 def pads_right(mask: torch.Tensor) -> bool:
-    """Tell whether a mask (B, 1, 1 or S, S), True where visible, hides no more than later keys and
-    the last keys of a row."""
+    """Tell whether a mask (B, 1, 1 or S, S) hides no more than later and last keys of a row."""
     real = mask[..., -1:, :]  # of the last query, which no later key is hidden from
     last = (real[..., 1:] <= real[..., :-1]).all() & real[..., 0].all()
     if mask.shape[2] > 1:
@@ -29,8 +28,7 @@ def pads_right(mask: torch.Tensor) -> bool:
 def expanded_mask(
     mask: torch.Tensor | None, queries: int, keys: int, device: torch.device
 ) -> torch.Tensor | None:
-    """Return what :func:`less_mask` leaves implicit, for plain attention of the last ``queries``
-    tokens.
+    """Return what :func:`less_mask` leaves implicit, for the last ``queries`` tokens.
 
     None where ``is_causal`` says everything.
     """
@@ -53,8 +51,7 @@ def less_mask(
     local_size: int | None = None,
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """Return the library's mask signature, without a queries x keys tensor where the mask is
-    causal.
+    """Make masks as the library asks, none of queries x keys where the mask is causal.
 
     Returns:
         Which keys are real, bool (B, 1, 1, keys), or None if all are; causality is implied. The

@@ -92,9 +92,7 @@ def as_bits(x: torch.Tensor) -> np.ndarray:
 
 
 def features(kernel: PackedKernel, rows: torch.Tensor) -> torch.Tensor:
-    """Return float32 features (A, B, R) of rows (A, B, D), one a map and sequence, as a step has
-    them.
-    """
+    """Return float32 features (A, B, R) of rows (A, B, D), one a map and sequence."""
     maps, batch, _ = rows.shape
     out = torch.empty(maps, batch, kernel.w2.shape[-1])
     feature_scan(

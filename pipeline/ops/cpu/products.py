@@ -67,9 +67,7 @@ def _tile(rows: int, vectors: int, lanes: int) -> Any:
 
     @intrinsic
     def tile(typing_context, x, first, w, column, out):
-        """Set out[first + n, column + i] to the sum over d of x[first + n, d] * w[d, column +
-        i].
-        """
+        """Set out[first + n, column + i] to x[first + n] w[:, column + i]."""
         for array, kinds in ((x, [types.float32]), (w, WIDEN), (out, [types.float32])):
             if (array.ndim, array.layout) != (2, "C") or array.dtype not in kinds:
                 raise TypingError(f"a product takes contiguous matrices, not {array}.")

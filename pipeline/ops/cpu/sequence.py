@@ -248,9 +248,7 @@ def _array(x: torch.Tensor) -> np.ndarray:
 def _probability_rows(
     q: torch.Tensor, k: torch.Tensor, start: int, stop: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return causal probabilities of queries start..stop, (U, M, N, T, stop), and their
-    log-sum-exp.
-    """
+    """Return causal probabilities of queries start..stop, (U, M, N, T, stop), and log-sum-exp."""
     logits = q[..., start:stop, :] @ k[..., :stop, :].unsqueeze(2).transpose(-1, -2)
     logits *= q.shape[-1] ** -0.5
     future = torch.ones(stop - start, stop, dtype=torch.bool).triu(start + 1)

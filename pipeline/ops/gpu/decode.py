@@ -356,9 +356,7 @@ def _choose_kernel(new, held, scratch, results, t, length, places, groups, rule,
 def _sizes(
     q: torch.Tensor, slots: Slots, scored: bool, state: LowRankState | None
 ) -> tuple[Sizes, int]:
-    """Return the compile-time sizes, and warps, for queries (B, H, T, D) of these slots and this
-    state.
-    """
+    """Return the compile-time sizes, and warps, for queries (B, H, T, D) of these slots."""
     groups, places, size = slots.keys.shape[1:]
     rep, rank = q.shape[1] // groups, 1 if state is None else state.z.shape[-1]
     exact = q.dtype == torch.float32 and rep > 1

@@ -159,9 +159,7 @@ def _by_group(x: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def sums(phi: torch.Tensor, psi: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Return numerator and denominator of :func:`linear_attention` side by side, (B, H, T, D +
-    1).
-    """
+    """Return numerator and denominator of linear attention side by side, (B, H, T, D + 1)."""
     w = torch.cat([v.float(), v.new_ones(*v.shape[:-1], 1, dtype=torch.float32)], dim=-1)
     out: torch.Tensor = _LinearAttention.apply(phi.float(), psi.float(), w)
     return out

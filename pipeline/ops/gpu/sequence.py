@@ -54,9 +54,7 @@ def _start(
 
 
 def _as_layers(q: torch.Tensor, policy: Policy) -> tuple[torch.Tensor, Policy]:
-    """Return index sets (U, M, N, S, D) as U sequences of a layer with M N query heads, pooled
-    over it.
-    """
+    """Return index sets (U, M, N, S, D) as U sequences of one layer of M N query heads."""
     return q.flatten(1, 2), replace(policy, pooling="layer")
 
 
@@ -122,9 +120,7 @@ def evict(
 
 
 def _probabilities(q: torch.Tensor, k: torch.Tensor, first: int, stop: int) -> torch.Tensor:
-    """Return causal probabilities of queries first..stop summed over heads, (U, T, stop),
-    float32.
-    """
+    """Return causal probabilities of queries first..stop, summed over heads: (U, T, stop)."""
     keys = k[..., :stop, :].float().unsqueeze(2).transpose(-1, -2)
     logits = q[..., first:stop, :].float() @ keys * q.shape[-1] ** -0.5
     future = torch.ones(stop - first, stop, dtype=torch.bool, device=q.device).triu(first + 1)

@@ -29,8 +29,9 @@ def rows(count: int) -> int:
 
 
 def tuned(configs: list[triton.Config], key: list[str]) -> Any:
-    """Choose among ``configs`` on the GPU at hand, once: choices are kept on disk beside compiled
-    kernels. The interpreter takes the first.
+    """Choose among ``configs`` on the GPU at hand, once.
+
+    Choices are kept on disk beside compiled kernels. The interpreter takes the first.
     """
     return triton.autotune(configs[:1] if INTERPRETED else configs, key=key, cache_results=True)
 

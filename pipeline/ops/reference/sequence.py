@@ -25,17 +25,14 @@ def causal_logits(q: torch.Tensor, k: torch.Tensor, visible: torch.Tensor) -> to
 
 
 def visible_mask(evicted_at: torch.Tensor) -> torch.Tensor:
-    """Return (U, S) eviction times to the (U, S, S) boolean mask: key j visible to i iff j <= i <
-    e_j.
-    """
+    """Return the mask (U, S, S) of times (U, S): key j visible to i iff j <= i < e_j."""
     position = torch.arange(evicted_at.shape[-1], device=evicted_at.device)
     causal = position[None, :] <= position[:, None]
     return causal & (position[:, None] < evicted_at[:, None, :])
 
 
 def keep(score: torch.Tensor, cached: torch.Tensor, query: int, policy: Policy) -> torch.Tensor:
-    """Return which cached keys stay after ``query``: (U, S) bool from (U, S) scores and (U, S)
-    bool.
+    """Return which cached keys stay after ``query``, (U, S), of scores and cached (U, S).
 
     Evicts the candidates (neither sink nor recent) of lowest score, lowest position first among
     equals, until the budget holds.
@@ -97,8 +94,6 @@ def sparse_attention(
 def bounded_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, policy: Policy, prompt: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return eviction by cached scores and the attention that goes with it: (evicted_at, out,
-    lse).
-    """
+    """Evict by cached scores and attend over the rest: (evicted_at, out, lse)."""
     evicted_at = evict(q, k, policy, "cached", prompt)
     return evicted_at, *sparse_attention(q, k, v, evicted_at)
