@@ -1,12 +1,6 @@
 # Windows of tokens, for training and for evaluation.
 
 
-def sample_spec(wildcards):
-    """Parameter: which windows to cut."""
-    which = (wildcards.model, wildcards.dataset, int(wildcards.windows), bool(wildcards.packed))
-    return as_json(commands.sample(CONFIG, *which))
-
-
 rule sample:
     input:
         text=lambda wildcards: files_of(wildcards.dataset),
@@ -22,7 +16,15 @@ rule sample:
         mem_mb=memory(3000),
         runtime=minutes(60),
     params:
-        spec=sample_spec,
+        spec=lambda wildcards: as_json(
+            commands.sample(
+                CONFIG,
+                wildcards.model,
+                wildcards.dataset,
+                int(wildcards.windows),
+                bool(wildcards.packed),
+            )
+        ),
         code=code_of("sample"),
     shell:
         "python -m pipeline --threads {threads} sample --spec {params.spec:q}"

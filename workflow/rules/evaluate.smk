@@ -1,16 +1,10 @@
 # Measurements of text in windows: every cell by every method, the full cache as one of them.
 
 
-def windows_of(wildcards):
-    """Input: windows of a task's data set, or of fidelity's."""
-    name = wildcards.get("task")
-    return PATHS.samples_of(wildcards.model, TASKS[name] if name else CONFIG["fidelity"])
-
-
 rule evaluate:
     input:
         model=PATHS.model("{model}"),
-        samples=windows_of,
+        samples=lambda wildcards: PATHS.samples_of(wildcards.model, TASKS[wildcards.task]),
         kernels=trained_kernels,
     output:
         SCRATCH / "evaluations" / "{model}" / "{task}" / "{cell}.parquet",
@@ -34,6 +28,10 @@ rule evaluate:
 
 
 use rule evaluate as fidelity with:
+    input:
+        model=PATHS.model("{model}"),
+        samples=lambda wildcards: PATHS.samples_of(wildcards.model, CONFIG["fidelity"]),
+        kernels=trained_kernels,
     output:
         SCRATCH / "fidelity" / "{model}" / "{cell}.parquet",
     log:

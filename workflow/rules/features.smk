@@ -6,17 +6,14 @@ from pipeline.experiment.cost import bundles_at_once
 kept_or_temporary = (lambda path: path) if CONFIG["dump"]["keep"] else temp
 
 
-def room_for(wildcards):
-    """Input: kernels whose training frees the disk for a bundle of layers, if disk is bounded."""
-    part, at_once = int(wildcards.part), bundles_at_once(CONFIG)
-    return paths.freed_by(CONFIG, wildcards.model, part, at_once)
-
-
 rule dump:
     input:
         model=PATHS.model("{model}"),
         samples=lambda wildcards: PATHS.samples_of(wildcards.model, CONFIG["train"]),
-        room=room_for,
+        # kernels whose training frees the disk for this bundle, if disk is bounded
+        room=lambda wildcards: paths.freed_by(
+            CONFIG, wildcards.model, int(wildcards.part), bundles_at_once(CONFIG)
+        ),
     output:
         kept_or_temporary(directory(PATHS.features("{model}", "{part}"))),
     log:

@@ -1,15 +1,12 @@
 # Latency and memory: a job for each model and setting, in which all methods take turns.
 
 
-def model_folder(wildcards):
-    """Input: the folder of a model that is not made of random weights."""
-    random = "random" in MODELS[wildcards.model]["weights"]
-    return [] if random else PATHS.model(wildcards.model)
-
-
 rule latency:
     input:
-        model=model_folder,
+        # random weights are made on the device
+        model=lambda wildcards: (
+            [] if "random" in MODELS[wildcards.model]["weights"] else PATHS.model(wildcards.model)
+        ),
     output:
         times=PATHS.latency("{model}", "{setting}", "parquet"),
         operators=PATHS.latency("{model}", "{setting}", "operators.parquet"),

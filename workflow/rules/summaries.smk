@@ -3,12 +3,6 @@
 from pipeline.text.prompts import get_template
 
 
-def prompts_spec(wildcards):
-    """Parameter: what prompts are made of; those of the grid have the name of its full cache."""
-    cell = grid.Cell.of(wildcards.model, wildcards.task, f"{grid.FULL}{wildcards.length}")
-    return as_json(commands.prompts(CONFIG, cell))
-
-
 rule prompts:
     input:
         text=task_source("dataset"),
@@ -27,7 +21,13 @@ rule prompts:
         mem_mb=memory(2000),
         runtime=minutes(60),
     params:
-        spec=prompts_spec,
+        # prompts have the name of a full cache, the grid's or that of a length
+        spec=lambda wildcards: as_json(
+            commands.prompts(
+                CONFIG,
+                grid.Cell.of(wildcards.model, wildcards.task, f"full{wildcards.length}"),
+            )
+        ),
         wording=lambda wildcards: str(get_template(TASKS[wildcards.task]["template"])),
         code=code_of("prompts"),
     shell:

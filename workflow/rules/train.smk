@@ -3,11 +3,6 @@
 KERNELS = SCRATCH / "kernels" / "{model}" / "{kernel}"
 
 
-def train_spec(wildcards):
-    """Parameter: which kernels to train, and how."""
-    return as_json(commands.train(CONFIG, training_of(wildcards), int(wildcards.part)))
-
-
 rule train:
     input:
         lambda wildcards: paths.features_for(CONFIG, wildcards.model, int(wildcards.part)),
@@ -24,7 +19,9 @@ rule train:
         runtime=minutes(240),
         gpu=GPUS,
     params:
-        spec=train_spec,
+        spec=lambda wildcards: as_json(
+            commands.train(CONFIG, training_of(wildcards), int(wildcards.part))
+        ),
         resume=lambda wildcards: PATHS.unfinished(
             wildcards.model, wildcards.kernel, wildcards.training, f"part{wildcards.part}"
         ),
