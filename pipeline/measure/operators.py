@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from ..cache import LessCache, LessLayer
 from ..decoding.full_cache import FullCache
 from ..kernels import get_kernel
-from ..ops.cpu import maps as cpu_maps
+from ..ops.maps import token_maps
 from ..ops.packed import PackedKernel, PlainKernel, pack
 from ..policies import Policy
 from ..transformer.interface import AttendingLayer
@@ -246,18 +246,11 @@ def bounded_attention(
 def feature_maps(name: str, model: PreTrainedModel, kernels: Kernels, batch: int) -> Operator:
     """Return phi of every query and psi of every key of a step, all layers, by what a step runs."""
     q, k, _ = random_token(model, batch)
-    rows = torch.cat([q, k], 1)[:, :, 0].transpose(0, 1).contiguous()
+    maps = [token_maps(kernel, q, k) for kernel in kernels]
 
     def run() -> None:
-        for kernel in kernels:
-            if q.device.type == "cuda":
-                from ..ops.gpu import maps
-
-                maps.features(kernel, q, k)
-            elif isinstance(kernel, PackedKernel):
-                cpu_maps.features(kernel, rows)
-            else:
-                kernel.phi(q), kernel.psi(k)
+        for each in maps:
+            each()
 
     return Operator(name, run, kernel_bytes(kernels), map_operations(kernels, batch))
 
