@@ -136,13 +136,7 @@ def _plain(value: Any, place: str = "the configuration", depth: int = 0) -> Any:
         return {key: _plain(item, f"{below}{key}", depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{place}.{i}", depth + 1) for i, item in enumerate(value)]
-    if isinstance(value, str):
-        if "\0" in value:
-            raise ConfigError(f"{place}: text must not hold a NUL character.")
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise ConfigError(f"{place}: text must not hold half a character (a surrogate).")
-        return value
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, str | bool):
         return value
     if isinstance(value, int | float) and abs(value) <= LARGEST:
         return value

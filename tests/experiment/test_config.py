@@ -154,7 +154,7 @@ def test_fidelity_can_be_left_out():
         ({"scratch": "a{b}"}, ["scratch"]),
         ({"bootstrap": None}, ["bootstrap", "None is not of type 'integer'"]),
         ({"tasks": {}, "fidelity": None}, ["tasks", "nothing is measured"]),
-        ({"data_dir": "a\0b"}, ["data_dir", "NUL"]),
+        ({"data_dir": "a\0b"}, ["data_dir", "does not match"]),
     ],
 )  # fmt: skip
 def test_errors_say_where_and_what(changes, parts):

@@ -348,7 +348,10 @@ def damaged(finished, tmp_path_factory):
             path.write_bytes(content)
         done = run(folder, "--", *(str(scratch / made) for made in files.values()))
         assert done.returncode != 0
-        said.append(done.stdout + done.stderr)
+        marks = {
+            path.relative_to(folder / scratch) for path in (folder / scratch).rglob("*.damaged")
+        }
+        said.append((done.stdout + done.stderr, marks))
     return folder, said
 
 
@@ -356,13 +359,14 @@ def damaged(finished, tmp_path_factory):
 def test_damaged_files_are_named_and_marked(damaged):
     folder, said = damaged
     scratch = folder / "scratch" / "smoke"
-    for files, text in zip(DAMAGE, said, strict=True):
+    for files, (text, marks) in zip(DAMAGE, said, strict=True):
         assert "Traceback" not in text
         for name, made in files.items():
             assert f"error: scratch/smoke/{name} is damaged (" in text, text
             assert not (scratch / made).exists()
             whole_folder = name.startswith(("features", "models"))
-            assert (scratch / f"{Path(name).parent if whole_folder else name}.damaged").exists()
+            assert Path(f"{Path(name).parent if whole_folder else name}.damaged") in marks
+        assert len(marks) == len(files), "those of the run before went with what they marked"
 
 
 # --- killed ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-# The configuration and what all rules share: names of files, wildcards, resources.
+# The configuration, and what all rules share: names of files, wildcards and resources.
 
 import os
 import re
