@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=text, description=text)
         if name in argv:  # only the chosen step is imported: start-up stays short
             importlib.import_module(f".steps.{name}", __package__).add_arguments(command)
-            command.add_argument(SPEC, metavar="JSON", help="options as a JSON object, as of rules")
+            command.add_argument(
+                SPEC, metavar="JSON", type=no_object, help="options as a JSON object, as of rules"
+            )
     args = parser.parse_args(argv)
     if args.threads:
         limit_threads(args.threads)
@@ -78,6 +80,7 @@ def with_options(argv: list[str]) -> list[str]:
 
     Those that follow it count more. Nothing is an option of null, false or an empty list.
     """
+    argv = [part for word in argv for part in _apart(word)]
     if SPEC not in argv[:-1]:
         return argv
     place = argv.index(SPEC)
@@ -86,9 +89,23 @@ def with_options(argv: list[str]) -> list[str]:
     except json.JSONDecodeError:
         options = None
     if not isinstance(options, dict):
-        return argv  # refused as an option's value
+        return argv  # which no_object then refuses
     words = [word for name, value in options.items() for word in _words(name, value)]
     return [*argv[:place], *words, *argv[place + 2 :]]
+
+
+def no_object(text: str) -> None:
+    """Refuse what :func:`with_options` has left of ``--spec``.
+
+    Raises:
+        ArgumentTypeError: always.
+    """
+    raise argparse.ArgumentTypeError("give it once, and a JSON object.")
+
+
+def _apart(word: str) -> list[str]:
+    """Return ``--spec=JSON`` as two words, any other as it is."""
+    return [SPEC, word.removeprefix(f"{SPEC}=")] if word.startswith(f"{SPEC}=") else [word]
 
 
 def _words(name: str, value: Any) -> list[str]:

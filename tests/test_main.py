@@ -125,7 +125,29 @@ def test_a_specification_stands_for_options(monkeypatch):
     assert str(seen[0].out) == "e"
 
 
-@pytest.mark.parametrize("spec", ["{bad", "[1]", '{"kernles": "a"}'])
-def test_a_wrong_specification_is_refused(spec, capsys):
-    assert exit_code(["collect", "--spec", spec]) == 2
-    assert "usage: less-kv collect" in capsys.readouterr().err
+WHOLE = ["collect", "--kernels", "a", "--curves", "b", "--out", "c", "--curves-out", "d"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (["--spec", "{bad"], "argument --spec: give it once, and a JSON object"),
+        (["--spec", "[1]"], "argument --spec: give it once, and a JSON object"),
+        (["--spec", "{}", "--spec", "{}"], "argument --spec: give it once, and a JSON object"),
+        (["--spec", '{"no_such": 1}'], "unrecognized arguments: --no-such=1"),
+        (['--spec={"no_such": 1}'], "unrecognized arguments: --no-such=1"),
+        (["--spec"], "expected one argument"),
+    ],
+)
+def test_a_wrong_specification_is_refused(spec, said, capsys):
+    assert exit_code([*WHOLE, *spec]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_specification_may_follow_an_equals_sign(monkeypatch):
+    from pipeline.steps import collect
+
+    seen = []
+    monkeypatch.setattr(collect, "run", seen.append)
+    assert main([*WHOLE, '--spec={"label": {"model": "m"}}']) == 0
+    assert seen[0].label == {"model": "m"}

@@ -61,6 +61,10 @@ def name_checks(config: Mapping[str, Any]) -> Iterator[ConfigError]:
     for user, name in users_of_text(config).items():
         if name not in config["datasets"]:
             yield ConfigError(f"{user}.dataset: {unknown('data set', name, config['datasets'])}")
+    for name in sorted({"fidelity", "latency"} & config["tasks"].keys()):
+        yield ConfigError(
+            f"tasks.{name}: '{name}' is a study of its own; give the task another name."
+        )
     for name, model in config["models"].items():
         package = model["weights"].get("package")
         carriers = [p.name for p in packages().values() if p.source is None]

@@ -103,12 +103,19 @@ class Compared:
         """Return everything that is compared; kernels are where the model is.
 
         Raises:
-            ConfigError: an unknown policy.
+            ConfigError: an unknown policy, or kernels that no method is trained with.
             DataError: kernels of another model, or damaged ones.
         """
         if self.policy is None or self.budget is None:
             return [Variant(FULL)]
         shape = model_shape(model.config)
+        trained = {METHODS[name].kernel for name in self.methods if METHODS[name].trained}
+        for path in self.kernels:
+            if kernel_in(path) not in trained:
+                raise ConfigError(
+                    f"{path} holds kernels '{kernel_in(path)}', which none of --methods is trained "
+                    "with; leave it out, or name their method."
+                )
         variants: list[Variant] = []
         for name in self.methods:
             method = METHODS[name]

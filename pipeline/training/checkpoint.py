@@ -107,7 +107,9 @@ def kernel_in(path: str | Path) -> str:
         DataError: not a kernel file, or damaged.
     """
     with open_tensors(path, KIND) as (_, header):
-        name: str = header.get("kernel", "")
+        if "kernel" not in header:
+            raise DataError(f"{path} does not say in its header what its kernels are built for.")
+        name: str = header["kernel"]
         return name
 
 

@@ -154,6 +154,7 @@ def test_fidelity_can_be_left_out():
         ({"scratch": "a{b}"}, ["scratch"]),
         ({"bootstrap": None}, ["bootstrap", "None is not of type 'integer'"]),
         ({"tasks": {}, "fidelity": None}, ["tasks", "nothing is measured"]),
+        ({"tasks__fidelity": SMOKE["tasks"]["text"]}, ["tasks.fidelity", "a study of its own"]),
         ({"data_dir": "a\0b"}, ["data_dir", "does not match"]),
     ],
 )  # fmt: skip

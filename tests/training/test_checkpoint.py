@@ -5,7 +5,7 @@ import torch
 from helpers import randn
 from transformers import LlamaConfig
 
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.experiment.methods import METHODS
 from pipeline.kernels import get_kernel
 from pipeline.measure.variants import Compared
@@ -69,6 +69,21 @@ def test_what_a_cell_compares_is_where_the_model_is(tmp_path):
     budgets = {method: variant.policy.budget for method, variant in variants.items()}
     assert budgets == {"baseline": 8, "baseline_plus": 10, "performer": 8, "less": 8}
     assert {variant.train_sparsity for variant in variants.values()} == {None, 0.05}
+
+
+def test_kernels_of_no_method_are_refused(tmp_path):
+    """Left out in silence, they would have been measured by nobody's knowledge."""
+    config = LlamaConfig(num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2)
+    model = SimpleNamespace(config=config, dtype=torch.float32, device=torch.device("cpu"))
+    path = write(tmp_path / "k.safetensors", [0])
+    given = Compared("h2o", 8, methods=["baseline"], kernels=[path], train_sparsities=[0.05])
+    with pytest.raises(ConfigError, match="none of --methods is trained with"):
+        given.variants(model)
+    tensors, header = load_tensors(path, "kernels")
+    del header["kernel"], header["kind"]
+    save_tensors(path, tensors, "kernels", **header)
+    with pytest.raises(DataError, match="does not say in its header"):
+        given.variants(model)
 
 
 def test_parts_join_into_what_one_job_writes(tmp_path):
